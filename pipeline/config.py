@@ -1,0 +1,236 @@
+"""Configuration: the dataclasses that Hydra checks, and the way from the command line to a `Config`.
+
+In: overrides (`key=value`) and the YAML groups of `conf/`. Out: a `Config`, every key known, typed and in range, or one
+`ValueError` of one line. The YAML files hold values only; names, types, help and ranges stand here (and, for the model
+and its training, beside the code that uses them: `model.config`, `pipeline.training.settings`).
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from model.config import LlamaConfig
+from pipeline.training.settings import TrainConfig, ZeroConfig
+
+BUCKETS = ("head", "middle", "tail", "all")
+
+
+def key(default: Any, help: str) -> Any:
+    """A configuration key: its default value and one line of help."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `ValueError(message)` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass
+class CrawlConfig:
+    """Where the pages come from."""
+
+    kind: str = key("local", "local: the WET files named in crawl.files; demo: a crawl written on the spot")
+    files: list[str] = key([], "paths or globs of WET files (plain or gzip), or fsspec URLs, in crawl order")
+    min_length: int = key(300, "characters; shorter pages are dropped before anything else, as CCNet does")
+    demo_segments: int = key(8, "segments of the demo crawl")
+    demo_share: float = key(1.0, "share of the installed modules whose documentation becomes the demo crawl")
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("local", "demo"), f"crawl.kind={self.kind}: choose local or demo")
+        require(self.min_length >= 0, f"crawl.min_length={self.min_length}: choose 0 or more")
+        require(1 <= self.demo_segments <= 1000, f"crawl.demo_segments={self.demo_segments}: choose 1 to 1000")
+        require(0 < self.demo_share <= 1, f"crawl.demo_share={self.demo_share}: choose a share in (0, 1]")
+
+
+@dataclass
+class DedupConfig:
+    """Paragraph deduplication over all segments."""
+
+    keep: str = key("first", "first: the first copy in crawl order stays; none: every copy goes, as in released CCNet")
+    partitions: int = key(16, "hash partitions, a power of 2; memory is that of one partition's keys")
+    min_length: int = key(0, "characters; documents shorter than this after deduplication are dropped")
+
+    def __post_init__(self) -> None:
+        require(self.keep in ("first", "none"), f"dedup.keep={self.keep}: choose first or none")
+        power = self.partitions > 0 and self.partitions & (self.partitions - 1) == 0
+        require(power and self.partitions <= 4096, f"dedup.partitions={self.partitions}: choose a power of 2 up to 4096")
+        require(self.min_length >= 0, f"dedup.min_length={self.min_length}: choose 0 or more")
+
+
+@dataclass
+class LanguageConfig:
+    """Language identification."""
+
+    model: str | None = key(None, "a fastText language model; default: the lid.176.ftz that `make setup` installed")
+    threshold: float = key(0.5, "documents whose language scores less are dropped")
+    keep: list[str] = key([], "languages to keep, as fastText names them; empty: all")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.threshold <= 1, f"language.threshold={self.threshold}: choose a score from 0 to 1")
+
+
+@dataclass
+class LmConfig:
+    """Language models for the perplexity of documents."""
+
+    dir: str | None = key(None, "folder of {language}.sp.model and {language}.arpa.bin; default: train them here")
+    held_out: float = key(0.1, "share of the pages kept out of the corpus; the clean ones of them train the models")
+    min_bytes: int = key(200_000, "languages with less clean held-out text get no model (their bucket is `all`)")
+    vocab_size: int = key(65536, "SentencePiece pieces; lowered to what the text allows")
+    order: int = key(5, "n-gram order")
+
+    def __post_init__(self) -> None:
+        require(0 < self.held_out < 1, f"lm.held_out={self.held_out}: choose a share between 0 and 1")
+        require(self.min_bytes >= 1000, f"lm.min_bytes={self.min_bytes}: choose 1000 or more")
+        require(self.vocab_size >= 100, f"lm.vocab_size={self.vocab_size}: choose 100 or more")
+        require(2 <= self.order <= 6, f"lm.order={self.order}: choose 2 to 6")
+
+
+@dataclass
+class BucketConfig:
+    """Perplexity buckets and the files of the corpus."""
+
+    percentiles: list[float] = key([30.0, 60.0], "head lies below the first percentile of perplexity, middle below the second")
+    part_bytes: int = key(256 << 20, "text per Parquet file, about")
+
+    def __post_init__(self) -> None:
+        good = len(self.percentiles) == 2 and 0 < self.percentiles[0] < self.percentiles[1] < 100
+        require(good, f"bucket.percentiles={self.percentiles}: choose two rising percentiles between 0 and 100")
+        require(self.part_bytes >= 1 << 16, f"bucket.part_bytes={self.part_bytes}: choose 65536 or more")
+
+
+@dataclass
+class TokenizerConfig:
+    """The SentencePiece tokenizer of the model."""
+
+    model: str | None = key(None, "an existing SentencePiece model; default: train one on the corpus")
+    vocab_size: int = key(32000, "pieces")
+    sample_bytes: int = key(1 << 30, "text to train on, drawn from the buckets in tokenize.buckets")
+
+    def __post_init__(self) -> None:
+        require(300 <= self.vocab_size <= 1 << 20, f"tokenizer.vocab_size={self.vocab_size}: choose 300 to 1048576")
+        require(self.sample_bytes >= 10_000, f"tokenizer.sample_bytes={self.sample_bytes}: choose 10000 or more")
+
+
+@dataclass
+class TokenizeConfig:
+    """From the corpus to token shards."""
+
+    buckets: list[str] = key(["head", "middle", "all"], "perplexity buckets to train on (all: languages without a model)")
+    validation: float = key(0.01, "share of the documents that are kept for validation, chosen by their digest")
+
+    def __post_init__(self) -> None:
+        bad = sorted(set(self.buckets) - set(BUCKETS))
+        require(bool(self.buckets) and not bad, f"tokenize.buckets={self.buckets}: choose from {', '.join(BUCKETS)}")
+        require(0 < self.validation < 1, f"tokenize.validation={self.validation}: choose a share between 0 and 1")
+
+
+@dataclass
+class EvaluateConfig:
+    """Validation of the trained model."""
+
+    prompt: str = key("This function returns", "a text that the trained model goes on from")
+
+    def __post_init__(self) -> None:
+        require(bool(self.prompt.strip()), "evaluate.prompt is empty: give a few words")
+
+
+@dataclass
+class ExecutorConfig:
+    """Where units run."""
+
+    workers: int = key(2, "processes")
+
+    def __post_init__(self) -> None:
+        require(1 <= self.workers <= 1024, f"executor.workers={self.workers}: choose 1 to 1024")
+
+
+@dataclass
+class Config:
+    """Everything a run is a function of."""
+
+    out: str = key("out", "root folder of the outputs (a file system; its stages' folders are made there)")
+    stages: list[str] = key([], "the stages that `all` runs, in order; an experiment names them")
+    overwrite: bool = key(False, "replace outputs that were made with another configuration")
+    max_bad_fraction: float = key(0.05, "a stage fails when more than this share of its records is bad")
+    crawl: CrawlConfig = field(default_factory=CrawlConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    lm: LmConfig = field(default_factory=LmConfig)
+    bucket: BucketConfig = field(default_factory=BucketConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    model: LlamaConfig = field(default_factory=LlamaConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+
+    def __post_init__(self) -> None:
+        require("://" not in self.out, f"out={self.out}: outputs need a file system with rename; inputs may be URLs")
+        require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction={self.max_bad_fraction}: choose a share from 0 to 1")
+
+
+def load(overrides: Sequence[str]) -> Config:
+    """Composes `conf/config.yaml` with `overrides`; raises `ValueError` with one line for any mistake in them."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            composed = compose("config", list(overrides))
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_one_line(error)) from None
+    assert isinstance(config, Config)
+    return config
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A dataclass of dataclasses as {"dedup.keep": "first", …}, in the order of the fields."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(value):
+        item, name = getattr(value, f.name), f"{prefix}{f.name}"
+        flat.update(flatten(item, f"{name}.") if dataclasses.is_dataclass(item) else {name: item})
+    return flat
+
+
+def describe(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(key, value, help) of every key below `value`."""
+    for f in dataclasses.fields(value):
+        item, name = getattr(value, f.name), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(item):
+            yield from describe(item, f"{name}.")
+        else:
+            yield name, item, f.metadata["help"]
+
+
+def _one_line(error: Exception) -> str:
+    """The first telling line of Hydra's and OmegaConf's messages, with the nearest known key where one was mistyped."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__
+    if cause is not None and str(cause).strip():
+        lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = lines[0]
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        known = list(flatten(Config()))
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists the keys of a stage"
+        if unknown[1] not in known:
+            return f"{unknown[1]}: no such key; {hint}"
+    if full_key := next((line for line in lines if line.startswith("full_key:")), None):
+        reason = next(line for line in reversed(lines) if not re.match(r"(full_key|object_type|Error merging)", line))
+        return f"{full_key.removeprefix('full_key:').strip()}: {reason}"
+    return " ".join(lines[:3])

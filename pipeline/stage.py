@@ -1,0 +1,347 @@
+"""The stage contract: units, records, manifests; what was finished stays, what was not never counts.
+
+In: a stage's configuration and the manifests of the stages that it reads. Out: its files below `out`, one record per
+unit (`out/records/{stage}/{round}/{unit}.json`) and one manifest (`out/records/{stage}.json`).
+
+A unit's files get their names only when all of them are complete (`pipeline.outputs`), then its record is written. A
+record holds for a unit as long as its fingerprint (stage configuration and inputs) and its files are there; otherwise
+the unit is done again. The result depends neither on the number of workers nor on their order.
+"""
+
+import errno
+import fcntl
+import functools
+import glob
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import xxhash
+
+from jobs.local import run_units
+from pipeline.config import Config, flatten
+from pipeline.outputs import Outputs, read_json, take_back, write_json
+from pipeline.progress import UnitProgress, human_bytes, human_seconds
+
+FORMAT = 1  # of records and outputs; another number makes every older record void
+Work = Callable[..., dict[str, Any]]
+
+
+class StageError(Exception):
+    """A stage can't go on; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a stage is: its name, where it is written, what it reads.
+
+    `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
+    name input files. `always`: its plan depends on more than those, so it is made anew every time.
+    """
+
+    name: str
+    help: str
+    reads: tuple[str, ...]
+    keys: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    always: bool = False
+
+    @property
+    def module(self) -> str:
+        return f"pipeline.stages.{self.name}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a stage's work.
+
+    `arguments` are the keyword arguments of the work function, which also gets an `Outputs`; `inputs` maps what the unit
+    reads to fingerprints; `size` is the number of bytes it reads, for the progress.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished unit left: its files with bytes and digests, its statistics, its seconds."""
+
+    unit: str
+    outputs: dict[str, dict[str, Any]]
+    statistics: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of a unit's work: `fatal` ones (the user's mistake, a full disk) end the stage at once."""
+
+    message: str
+    trace: str
+    fatal: bool
+
+
+def digest_json(value: Any) -> str:
+    """A 128-bit digest of a JSON value, as hexadecimal."""
+    return xxhash.xxh3_128(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def expand_files(patterns: Sequence[str]) -> list[str]:
+    """Paths, globs and URLs as a list of files, patterns in their order, each pattern's files sorted.
+
+    Raises `ValueError` for a pattern without a file, and for a file that is named twice.
+    """
+    files: list[str] = []
+    for pattern in patterns:
+        if "://" in pattern:
+            found = [pattern]
+        else:
+            found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+        if not found:
+            raise ValueError(f"{pattern}: no such file")
+        files += found
+    if len(set(files)) < len(files):
+        twice = next(file for file in files if files.count(file) > 1)
+        raise ValueError(f"{twice}: named twice")
+    return files
+
+
+def fingerprint(path: str) -> tuple[int, str]:
+    """(bytes, fingerprint) of an input file, a folder or a URL: by size and time of change, or the server's tag."""
+    if "://" in path:
+        info = fsspec.core.url_to_fs(path)[0].info(path)
+        tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+        return int(info.get("size") or 0), f"{info.get('size')}-{tag}"
+    place = Path(path)
+    if place.is_dir():
+        parts = [(child.name, fingerprint(str(child))) for child in sorted(place.iterdir())]
+        return sum(size for _, (size, _) in parts), digest_json(parts)
+    try:
+        stat = place.stat()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    return stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+class Stage:
+    """One stage of one run: plans are checked against what is there, units are mapped, a manifest is written."""
+
+    def __init__(self, spec: Spec, config: Config) -> None:
+        self.spec, self.config = spec, config
+        self.out = Path(config.out)
+        self._records = self.out / "records" / spec.name
+        self._manifest = self.out / "records" / f"{spec.name}.json"
+        flat = flatten(config)
+        wanted = [name for name in flat if any(name == k or name.startswith(f"{k}.") for k in spec.keys)]
+        self._config = {name: flat[name] for name in wanted}
+        self._inputs: dict[str, str] = {}
+        self._all: dict[str, Record] = {}
+
+    def upstream(self, name: str) -> dict[str, Any]:
+        """The manifest of a stage that this one reads; `ValueError` if that has not finished."""
+        assert name in self.spec.reads, name
+        path = self.out / "records" / f"{name}.json"
+        if not path.exists():
+            raise ValueError(f"{self.spec.name} reads what {name} writes, and {self.out} has no finished {name}: run it first")
+        return dict(read_json(path))
+
+    def check_config(self) -> None:
+        """Stops with `ValueError`, naming the key, when outputs are there that another configuration made."""
+        stored = self._records / "config.json"
+        if not stored.exists():
+            return
+        former = read_json(stored)
+        changed = [k for k in self._config if former.get(k) != self._config[k]] + [k for k in former if k not in self._config]
+        if changed and not self.config.overwrite:
+            k = changed[0]
+            more = f" (and {', '.join(changed[1:])})" if changed[1:] else ""
+            raise ValueError(
+                f"{self.spec.name}: {k} is {self._config.get(k)!r} now and was {former.get(k)!r}{more} when {self.out} was"
+                " made; overwrite=true replaces that stage's outputs, another out= keeps them"
+            )
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Holds the stage's lock while it runs, and clears outputs of another configuration if that is wanted."""
+        self._records.mkdir(parents=True, exist_ok=True)
+        with (self.out / "records" / f"{self.spec.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.spec.name}: another process works on it in {self.out}; wait for its end") from None
+            self.check_config()
+            stored = self._records / "config.json"
+            if stored.exists() and read_json(stored) != self._config:
+                self._reset()
+            write_json(stored, self._config)
+            external = [(k, self._config[k]) for k in self.spec.files if self._config[k]]
+            self._inputs = {name: self.upstream(name)["digest"] for name in self.spec.reads}
+            self._inputs |= {k: digest_json([fingerprint(f) for f in ([v] if isinstance(v, str) else v)]) for k, v in external}
+            yield
+
+    def is_finished(self) -> bool:
+        """Whether the manifest says so for this configuration and these inputs, and all files are there."""
+        if not self._manifest.exists():
+            return False
+        manifest = read_json(self._manifest)
+        same = (manifest["format"], manifest["config"], manifest["inputs"]) == (FORMAT, self._config, self._inputs)
+        return same and _all_there(self.out, manifest["outputs"])
+
+    def map(self, name: str, work: Work, units: Sequence[Unit]) -> list[Record]:
+        """Does `work(outputs, **unit.arguments)` for every unit that has no valid record; returns all records in order.
+
+        Records of this round whose unit is no longer planned are removed with their files. Raises `StageError`.
+        """
+        folder = self._records / name
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.out / "tmp" / self.spec.name
+        shutil.rmtree(temporary, ignore_errors=True)
+        for pending in sorted(folder.glob("*.pending")):
+            take_back(self.out, pending)
+        for old in folder.glob("*.error"):
+            old.unlink()
+        planned = {unit.name: unit for unit in units}
+        assert len(planned) == len(units), "unit names must differ"
+        prints = {unit.name: digest_json([FORMAT, self._config, dict(unit.inputs)]) for unit in units}
+        records: dict[str, Record] = {}
+        for path in sorted(folder.glob("*.json")):
+            stored = read_json(path)
+            unit_name = stored["unit"]
+            if stored["fingerprint"] == prints.get(unit_name) and _all_there(self.out, stored["outputs"]):
+                records[unit_name] = _record(stored)
+            else:
+                self._manifest.unlink(missing_ok=True)
+                path.unlink()
+                for output in stored["outputs"]:
+                    (self.out / output).unlink(missing_ok=True)
+        missing = [unit for unit in units if unit.name not in records]
+        if missing:
+            self._manifest.unlink(missing_ok=True)
+            self._run(name, work, missing, records, prints)
+        self._all |= {f"{name}/{unit.name}": records[unit.name] for unit in units}
+        return [records[unit.name] for unit in units]
+
+    def _run(
+        self, name: str, work: Work, units: Sequence[Unit], records: dict[str, Record], prints: Mapping[str, str]
+    ) -> None:
+        folder, temporary = self._records / name, self.out / "tmp" / self.spec.name
+        execute = functools.partial(_execute, work, self.out, folder, temporary, dict(prints))
+        failed: dict[str, Failure] = {}
+        label = self.spec.name if name == self.spec.name else f"{self.spec.name}/{name}"
+        start, size = time.monotonic(), sum(unit.size for unit in units)
+        with UnitProgress(label, len(units), size) as progress:
+            for unit, answer in run_units(execute, units, min(self.config.executor.workers, len(units))):
+                if isinstance(answer, Record):
+                    records[unit.name] = answer
+                    progress.advance(unit.size)
+                    continue
+                failure = answer if isinstance(answer, Failure) else Failure(str(answer), "", fatal=False)
+                if failure.fatal:
+                    raise StageError(f"{self.spec.name}: {unit.name}: {failure.message}")
+                failed[unit.name] = failure
+        if failed:
+            unit_name, failure = next(iter(failed.items()))
+            log = folder / f"{unit_name}.error"
+            log.write_text(failure.trace or failure.message, encoding="utf-8")
+            raise StageError(
+                f"{label}: {len(failed)} of {len(units)} units failed, the others are done; {unit_name}: {failure.message} (see {log})"
+            )
+        seconds = time.monotonic() - start
+        amount = f", {human_bytes(size)}, {human_bytes(size / seconds)}/s" if size else ""
+        print(f"{label}: {len(units)} units{amount}, {human_seconds(seconds)}", file=sys.stderr, flush=True)
+
+    def check_bad(self, bad: Mapping[str, int], records: int) -> None:
+        """Raises `StageError` when more than `max_bad_fraction` of `records` were bad; `bad` counts them by reason."""
+        total = sum(bad.values())
+        if total > self.config.max_bad_fraction * max(records, 1):
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(bad.items()))
+            raise StageError(
+                f"{self.spec.name}: {total} of {records} records are bad ({reasons}), more than"
+                f" max_bad_fraction={self.config.max_bad_fraction}; what was read is kept: mend the input or raise the limit"
+            )
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes the manifest; `result` (JSON) is what the stage says of its outputs to other stages and the report."""
+        outputs = {path: entry for record in self._all.values() for path, entry in record.outputs.items()}
+        write_json(
+            self._manifest,
+            {
+                "stage": self.spec.name,
+                "format": FORMAT,
+                "config": self._config,
+                "inputs": self._inputs,
+                "digest": digest_json([sorted((path, entry["digest"]) for path, entry in outputs.items()), result]),
+                "units": len(self._all),
+                "seconds": sum(record.seconds for record in self._all.values()),
+                "outputs": outputs,
+                "result": result,
+            },
+        )
+        shutil.rmtree(self.out / "tmp" / self.spec.name, ignore_errors=True)
+
+    def _reset(self) -> None:
+        self._manifest.unlink(missing_ok=True)
+        for path in self._records.glob("*/*.pending"):
+            take_back(self.out, path)
+        for path in self._records.glob("*/*.json"):
+            for output in read_json(path)["outputs"]:
+                (self.out / output).unlink(missing_ok=True)
+        shutil.rmtree(self._records)
+        self._records.mkdir()
+
+
+def _execute(
+    work: Work, root: Path, folder: Path, temporary: Path, prints: Mapping[str, str], unit: Unit
+) -> Record | Failure:
+    """Does one unit in a worker: work, commit, record."""
+    start = time.monotonic()
+    try:
+        outputs = Outputs(root, temporary / unit.name)
+        try:
+            statistics = work(outputs, **unit.arguments)
+            pending = folder / f"{unit.name}.pending"
+            files = outputs.commit(pending)
+            stored = {
+                "unit": unit.name,
+                "fingerprint": prints[unit.name],
+                "inputs": dict(unit.inputs),
+                "outputs": files,
+                "statistics": statistics,
+                "seconds": round(time.monotonic() - start, 3),
+            }
+            write_json(folder / f"{unit.name}.json", stored)
+            pending.unlink()
+            return _record(stored)
+        finally:
+            outputs.close()
+    except ValueError as error:
+        return Failure(str(error), traceback.format_exc(), fatal=True)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        where = f"no space left below {root}; make room and run the same command again, finished units stay"
+        return Failure(where if full else f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=full)
+    except Exception as error:
+        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=False)
+
+
+def _record(stored: Mapping[str, Any]) -> Record:
+    return Record(stored["unit"], stored["outputs"], stored["statistics"], stored["seconds"])
+
+
+def _all_there(root: Path, outputs: Mapping[str, Mapping[str, Any]]) -> bool:
+    try:
+        return all(os.stat(root / path).st_size == entry["bytes"] for path, entry in outputs.items())
+    except FileNotFoundError:
+        return False
