@@ -15,7 +15,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -188,10 +188,12 @@ def load(overrides: Sequence[str]) -> Config:
     """Composes `conf/config.yaml` with `overrides`; raises `ValueError` with one line for any mistake in them."""
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
+    quoted = [re.sub(r"^zero=(\d)$", r"zero='\1'", override) for override in overrides]  # Hydra takes group names as text only
     try:
         with initialize_config_module("conf", version_base="1.3"):
-            composed = compose("config", list(overrides))
-        config = OmegaConf.to_object(composed)
+            config = OmegaConf.to_object(compose("config", quoted))
+    except OverrideParseException as error:
+        raise ValueError(f"{error.override}: {_one_line(error)}; a setting is key=value") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_one_line(error)) from None
     assert isinstance(config, Config)
@@ -218,19 +220,19 @@ def describe(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
 
 
 def _one_line(error: Exception) -> str:
-    """The first telling line of Hydra's and OmegaConf's messages, with the nearest known key where one was mistyped."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = error.__cause__
-    if cause is not None and str(cause).strip():
-        lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[0]
-    if unknown := re.search(r"Could not override '([^']+)'", text):
-        known = list(flatten(Config()))
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists the keys of a stage"
-        if unknown[1] not in known:
-            return f"{unknown[1]}: no such key; {hint}"
+    """The telling line of Hydra's and OmegaConf's messages, with the nearest known key where one was mistyped."""
+    lines = [line.strip() for text in (error, error.__cause__) if text for line in str(text).splitlines()]
+    if unknown := re.match(r"Could not override '([^']+)'", lines[0]):
+        near = difflib.get_close_matches(unknown[1], list(flatten(Config())), n=1)
+        return f"{unknown[1]}: no such key; {f'did you mean {near[0]}?' if near else '--help lists the keys of a stage'}"
     if full_key := next((line for line in lines if line.startswith("full_key:")), None):
-        reason = next(line for line in reversed(lines) if not re.match(r"(full_key|object_type|Error merging)", line))
-        return f"{full_key.removeprefix('full_key:').strip()}: {reason}"
-    return " ".join(lines[:3])
+        return f"{full_key.removeprefix('full_key: ')}: {lines[lines.index(full_key) - 1]}"
+    if missing := re.search(r"Could not find '([^']+)'", lines[0]):
+        return f"{missing[1]}: no such choice; there are {', '.join(_choices(lines))}"
+    return "; ".join(line for line in lines if line and not line.startswith("See https"))
+
+
+def _choices(lines: Sequence[str]) -> list[str]:
+    start = next(n for n, line in enumerate(lines) if line.startswith("Available options"))
+    end = next(n for n, line in enumerate(lines) if line.startswith("Config search path"))
+    return list(lines[start + 1 : end])

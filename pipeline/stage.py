@@ -150,12 +150,19 @@ class Stage:
         self._all: dict[str, Record] = {}
 
     def upstream(self, name: str) -> dict[str, Any]:
-        """The manifest of a stage that this one reads; `ValueError` if that has not finished."""
+        """The manifest of a stage that this one reads; `ValueError` if that has not finished, or is out of date."""
         assert name in self.spec.reads, name
-        path = self.out / "records" / f"{name}.json"
-        if not path.exists():
+        manifest = self._read_manifest(name)
+        if manifest is None:
             raise ValueError(f"{self.spec.name} reads what {name} writes, and {self.out} has no finished {name}: run it first")
-        return dict(read_json(path))
+        for source, digest in manifest["inputs"].items():
+            if (read := self._read_manifest(source)) is not None and read["digest"] != digest:
+                raise ValueError(f"{self.spec.name} reads what {name} writes, and {source} is newer than that: run {name} first")
+        return manifest
+
+    def _read_manifest(self, name: str) -> dict[str, Any] | None:
+        path = self.out / "records" / f"{name}.json"
+        return dict(read_json(path)) if path.exists() else None
 
     def check_config(self) -> None:
         """Stops with `ValueError`, naming the key, when outputs are there that another configuration made."""

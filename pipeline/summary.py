@@ -1,0 +1,86 @@
+"""The end of a run on one screen.
+
+In: the manifests below `out`, and the metrics of the training. Out: lines on standard output.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.config import Config
+from pipeline.outputs import read_json
+from pipeline.progress import human_bytes, human_seconds
+from pipeline.stages import SPECS
+from pipeline.stages.train import read_metrics
+
+
+def read_results(out: Path) -> dict[str, dict[str, Any]]:
+    """The manifests of the finished stages, by name, in the order of the data."""
+    paths = {name: out / "records" / f"{name}.json" for name in SPECS}
+    return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def print_summary(config: Config) -> None:
+    """What came in, what was kept and why not, what was trained and how well, where it is."""
+    out = Path(config.out)
+    manifests = read_results(out)
+    result = {name: manifest["result"] for name, manifest in manifests.items()}
+    table = Table(title=f"llama-pretrain: {out}", show_header=False, title_justify="left", pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+
+    def row(name: str, text: str) -> None:
+        table.add_row(name, escape(text))
+
+    if "hash" in result:
+        read = result["hash"]["statistics"]
+        row("crawl", f"{len(result['hash']['segments'])} segments, {read.get('pages_read', 0):,} pages, {human_bytes(read.get('bytes_read', 0))}")
+        row("bad input", _counts(read["bad"]) or "none")
+    if "dedup" in result:
+        marks = result["dedup"]["statistics"]
+        row("paragraphs", f"{marks['keys']:,}, {marks['distinct']:,} different, {marks['kept']:,} kept")
+    if "mine" in result:
+        mined = result["mine"]["statistics"]["documents"]
+        row("documents", f"{mined['in']:,} in, {mined['kept']:,} kept; dropped: {_counts(mined['dropped']) or 'none'}")
+        by_language = sorted(result["mine"]["buckets"].items(), key=lambda item: -_documents(item[1]))
+        shown = [f"{language} {_documents(buckets):,}" for language, buckets in by_language[:12]]
+        more = f" and {len(by_language) - 12} more" if len(by_language) > 12 else ""
+        row("languages", ", ".join(shown) + more)
+        for language, (low, high) in sorted(result["mine"]["cutoffs"].items()):
+            shares = result["mine"]["buckets"].get(language, {})
+            named = ", ".join(f"{bucket} {entry['documents']:,}" for bucket, entry in shares.items())
+            row(f"buckets {language}", f"perplexity {low:,.1f} / {high:,.1f}: {named}")
+    if "tokenize" in result:
+        train, validation = result["tokenize"]["train"], result["tokenize"]["validation"]
+        row("tokens", f"{train['tokens']:,} to train on, {validation['tokens']:,} for validation, "
+            f"{train['bytes'] / max(train['tokens'], 1):.2f} bytes a token")
+    if "train" in result:
+        trained = result["train"]
+        metrics = read_metrics(out)
+        row("training", f"{trained['parameters']:,} parameters, {trained['steps']} steps, {trained['tokens']:,} tokens, "
+            f"{metrics[-1]['tokens_per_second']:,.0f} tokens/s")
+        row("loss", f"{trained['first_loss']:.3f} first, {trained['last_loss']:.3f} last")
+    if "evaluate" in result:
+        before, after = result["evaluate"]["before"], result["evaluate"]["after"]
+        row("validation", f"perplexity {before['perplexity']:,.1f} before, {after['perplexity']:,.1f} after training")
+    if "export" in result:
+        export = result["export"]
+        row("model", f"{out / export['folder']} (transformers' logits differ by at most {export['largest_difference']:.1e})")
+    if "report" in result:
+        row("report", str(out / result["report"]["page"]))
+    if "evaluate" in result:
+        row("it writes", result["evaluate"]["text"].replace("\n", "⏎"))
+    seconds = {name: manifest["seconds"] for name, manifest in manifests.items()}
+    row("work", ", ".join(f"{name} {human_seconds(s)}" for name, s in seconds.items()))
+    Console().print(table)
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda item: -item[1]) if count)
+
+
+def _documents(buckets: dict[str, dict[str, int]]) -> int:
+    return sum(entry["documents"] for entry in buckets.values())

@@ -1,0 +1,1 @@
+"""Training: token shards and a configuration in, checkpoints and metrics out."""

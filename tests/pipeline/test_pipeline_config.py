@@ -1,0 +1,77 @@
+"""The command line and its configuration: every mistake is one line that names the key."""
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.config import describe, flatten, load
+from pipeline.stages import SPECS
+
+
+def test_defaults_and_overrides():
+    config = load(["dedup.keep=none", "language.keep=[en,de]", "zero=2", "crawl=demo"])
+    assert (config.dedup.keep, config.language.keep, config.zero.stage, config.crawl.kind) == ("none", ["en", "de"], 2, "demo")
+    assert load([]).dedup.keep == "first"
+
+
+def test_an_experiment_gives_way_to_the_command_line():
+    config = load(["experiment=demo", "crawl=local", "crawl.files=[a.wet]"])
+    assert config.stages[0] == "fetch" and config.crawl.kind == "local" and config.crawl.files == ["a.wet"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("dedup.kep=first", ["dedup.kep", "did you mean dedup.keep"]),
+        ("dedup.keep=last", ["dedup.keep=last", "first or none"]),
+        ("dedup.partitions=3", ["dedup.partitions=3", "power of 2"]),
+        ("dedup.partitions=many", ["dedup.partitions", "many"]),
+        ("language.threshold=1.5", ["language.threshold=1.5"]),
+        ("model=enormous", ["model/enormous", "demo"]),
+        ("zero=7", ["zero/7"]),
+        ("bucket.percentiles=[60,30]", ["bucket.percentiles", "rising"]),
+        ("tokenize.buckets=[top]", ["tokenize.buckets", "head"]),
+        ("model.heads=5", ["5", "dim"]),
+        ("executor.workers=0", ["executor.workers=0"]),
+        ("out=s3://bucket/run", ["out=s3://bucket/run"]),
+        ("crawl.files=[a", ["crawl.files"]),
+        ("nonsense", ["nonsense"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(override, words, capsys):
+    assert main(["mine", override]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_an_unknown_stage(capsys):
+    assert main(["mien"]) == 1
+    assert "mien: no such stage; there are fetch, hash" in capsys.readouterr().err
+
+
+def test_every_key_has_help():
+    assert all(len(text) > 5 and "\n" not in text for _, _, text in describe(load([])))
+
+
+def test_stages_name_keys_that_exist():
+    known = flatten(load([]))
+    for spec in SPECS.values():
+        for key in spec.keys:
+            assert any(name == key or name.startswith(f"{key}.") for name in known), key
+        assert all(name in SPECS for name in spec.reads)
+
+
+@pytest.mark.parametrize("stage", [*SPECS, "all"])
+def test_help_of_a_stage_shows_its_keys(stage, capsys):
+    assert main([stage, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"python -m pipeline {stage}" in text and "out=out" in text
+    if stage == "dedup":
+        assert "dedup.keep=first\n      first: the first copy" in text and "train." not in text
+
+
+def test_usage_lists_the_stages(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in [*SPECS, "all"])
+    assert main([]) == 2
