@@ -149,6 +149,10 @@ class Stage:
         self._inputs: dict[str, str] = {}
         self._all: dict[str, Record] = {}
 
+    def resolve(self, path: str) -> str:
+        """A path of a manifest: those of outputs are relative to `out`, those of inputs are absolute or URLs."""
+        return path if "://" in path else str(self.out / path)
+
     def upstream(self, name: str) -> dict[str, Any]:
         """The manifest of a stage that this one reads; `ValueError` if that has not finished, or is out of date."""
         assert name in self.spec.reads, name

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from typing import Any
 
-from ccnet.demo_crawl import plan, write_segment
+from ccnet.demo_crawl import Source, plan, write_segment
 from pipeline.outputs import Outputs
 from pipeline.stage import Stage, Unit, digest_json, expand_files, fingerprint
 
@@ -18,27 +18,33 @@ def run(stage: Stage) -> None:
         sources = expand_files(crawl.files)
         prints = [fingerprint(source) for source in sources]
         segments = [
-            {"name": name, "source": source, "bytes": size, "fingerprint": tag}
+            {"name": name, "source": _absolute(source), "bytes": size, "fingerprint": tag}
             for name, source, (size, tag) in zip(_names(sources), sources, prints, strict=True)
         ]
         stage.finish({"segments": segments})
         return
-    units = [
-        Unit(f"demo-{number:05d}", {"name": f"demo-{number:05d}", "files": files}, {"files": _digest(files)})
-        for number, files in enumerate(plan(crawl.demo_segments, crawl.demo_share))
-    ]
+    every = round(1 / crawl.demo_share)
+    units = []
+    for number, sources in enumerate(plan(segments=crawl.demo_segments)):
+        sizes = [(str(source.path), os.stat(source.path).st_size) for source in sources[::every]]
+        unit = Unit(
+            f"demo-{number:05d}",
+            {"number": number, "sources": sources[::every]},
+            {"sources": digest_json(sizes)},
+            sum(size for _, size in sizes),
+        )
+        units.append(unit)
     records = stage.map("demo", demo_unit, units)
     segments = []
     for record in records:
         [(path, entry)] = record.outputs.items()
-        source = str(stage.out / path)
-        segments.append({"name": record.unit, "source": source, "bytes": entry["bytes"], "fingerprint": entry["digest"]})
+        segments.append({"name": record.unit, "source": path, "bytes": entry["bytes"], "fingerprint": entry["digest"]})
     stage.finish({"segments": segments})
 
 
-def demo_unit(outputs: Outputs, name: str, files: list[str]) -> dict[str, Any]:
+def demo_unit(outputs: Outputs, number: int, sources: list[Source]) -> dict[str, Any]:
     """Work of one unit: `ccnet.demo_crawl.write_segment`."""
-    return write_segment(files, outputs.path(f"crawl/{name}.warc.wet.gz"))
+    return write_segment(number, sources, outputs.path(f"crawl/demo-{number:05d}.warc.wet.gz"))
 
 
 def _names(sources: list[str]) -> list[str]:
@@ -48,5 +54,5 @@ def _names(sources: list[str]) -> list[str]:
     return [name if seen[name] == 1 else f"{number:05d}-{name}" for number, name in enumerate(short)]
 
 
-def _digest(files: list[str]) -> str:
-    return digest_json([(file, os.stat(file).st_size) for file in files])
+def _absolute(source: str) -> str:
+    return source if "://" in source else os.path.abspath(source)

@@ -15,7 +15,12 @@ def run(stage: Stage) -> None:
     shared = {"partitions": config.dedup.partitions, "min_length": config.crawl.min_length}
     segments = stage.upstream("fetch")["result"]["segments"]
     units = [
-        Unit(s["name"], {"name": s["name"], "source": s["source"], **shared}, {"segment": s["fingerprint"]}, s["bytes"])
+        Unit(
+            s["name"],
+            {"name": s["name"], "source": stage.resolve(s["source"]), **shared},
+            {"segment": s["fingerprint"]},
+            s["bytes"],
+        )
         for s in segments
     ]
     records = stage.map("hash", hash_unit, units)

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ccnet.dedup import SegmentMarks, segment_offsets
-from pipeline.stage import Stage, digest_json
+from ccnet.language import default_model
+from pipeline.config import Config
+from pipeline.stage import Stage, digest_json, fingerprint
 from pipeline.stages.dedup import marks_files
 
 
@@ -43,7 +45,7 @@ def marked_segments(stage: Stage) -> list[MarkedSegment]:
     return [
         MarkedSegment(
             s["name"],
-            s["source"],
+            stage.resolve(s["source"]),
             s["bytes"],
             digest_json([s["fingerprint"], digests[n].tolist()]),
             [marks for marks, _ in files],
@@ -52,3 +54,9 @@ def marked_segments(stage: Stage) -> list[MarkedSegment]:
         )
         for n, s in enumerate(segments)
     ]
+
+
+def language_model(config: Config) -> tuple[Path, str]:
+    """The fastText model of `language.model`, or the installed one, and its fingerprint."""
+    path = Path(config.language.model) if config.language.model else default_model()
+    return path, fingerprint(str(path))[1]

@@ -1,35 +1,78 @@
-"""The configuration of a training run, checked; no torch here, so that the command line starts at once."""
+"""The configuration of a training run, checked; no torch here, so that the command line starts at once.
+
+Defaults are LLaMA-7B's (arXiv 2302.13971, table 2 and section 2.3).
+"""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+
+def _key(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class TrainConfig:
-    """A training run: lengths in tokens, times in optimizer steps."""
+    """A training run: lengths in tokens, times in optimizer steps. Raises ValueError, in one line, for what can't be."""
 
-    sequence: int = field(default=2048, metadata={"help": "tokens a sample"})
-    batch_tokens: int = field(default=4194304, metadata={"help": "tokens a step, over all processes"})
-    micro_batch: int = field(default=1, metadata={"help": "samples a process holds at a time"})
-    steps: int = field(default=100, metadata={"help": "optimizer steps"})
-    lr: float = field(default=3e-4, metadata={"help": "peak learning rate"})
-    min_lr_ratio: float = field(default=0.1, metadata={"help": "the learning rate ends at this share of its peak"})
-    warmup_steps: int = field(default=2000, metadata={"help": "steps of linear warm-up"})
-    weight_decay: float = field(default=0.1, metadata={"help": "of matrices"})
-    beta1: float = field(default=0.9, metadata={"help": "Adam's first moment"})
-    beta2: float = field(default=0.95, metadata={"help": "Adam's second moment"})
-    adam_eps: float = field(default=1e-8, metadata={"help": "Adam's epsilon"})
-    clip: float = field(default=1.0, metadata={"help": "largest norm of the gradient"})
-    seed: int = field(default=1, metadata={"help": "of the weights and the sample order"})
-    dtype: str = field(default="bf16", metadata={"help": "bf16 (with fp32 master weights) or fp32"})
-    processes: int = field(default=1, metadata={"help": "processes on this machine"})
-    checkpoint_every: int = field(default=1000, metadata={"help": "steps between checkpoints"})
-    keep_checkpoints: int = field(default=3, metadata={"help": "newest checkpoints that stay"})
-    validate_every: int = field(default=1000, metadata={"help": "steps between validations"})
-    log_every: int = field(default=10, metadata={"help": "steps between lines of metrics"})
+    sequence: int = _key(2048, "tokens a sample")
+    batch_tokens: int = _key(4_194_304, "tokens a step, over all processes: sequence x micro_batch x accumulation x processes")
+    micro_batch: int = _key(1, "samples that a process holds at a time")
+    steps: int = _key(238_418, "optimizer steps")
+    lr: float = _key(3e-4, "peak of the learning rate")
+    min_lr_ratio: float = _key(0.1, "the cosine ends at this share of the peak")
+    warmup_steps: int = _key(2000, "steps of linear warm-up")
+    weight_decay: float = _key(0.1, "of matrices; norms have none")
+    beta1: float = _key(0.9, "AdamW's decay of the first moment")
+    beta2: float = _key(0.95, "AdamW's decay of the second moment")
+    adam_eps: float = _key(1e-8, "AdamW's epsilon")
+    clip: float = _key(1.0, "largest norm of the gradient")
+    seed: int = _key(1, "of the first weights and of the order of the samples")
+    dtype: str = _key("bf16", "bf16, with fp32 master weights, or fp32")
+    processes: int = _key(1, "processes on this machine")
+    checkpoint_every: int = _key(1000, "steps between checkpoints")
+    keep_checkpoints: int = _key(3, "how many of the newest checkpoints stay")
+    validate_every: int = _key(1000, "steps between validations")
+    log_every: int = _key(10, "steps between lines of metrics")
+
+    def __post_init__(self) -> None:
+        counts = ("sequence", "batch_tokens", "micro_batch", "steps", "processes")
+        for name in (*counts, "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("lr", "adam_eps", "clip"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be a positive number")
+        for name in ("beta1", "beta2", "min_lr_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: choose a number from 0 to 1")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"train.warmup_steps={self.warmup_steps}: choose 0 to train.steps={self.steps}")
+        if self.dtype not in ("bf16", "fp32"):
+            raise ValueError(f"train.dtype={self.dtype}: choose bf16 or fp32")
+
+    def accumulation(self, world: int) -> int:
+        """Micro-batches a process takes for one step. Raises ValueError where batch_tokens is no whole number of them."""
+        held = self.sequence * self.micro_batch * world
+        if self.batch_tokens % held:
+            raise ValueError(
+                f"train.batch_tokens={self.batch_tokens} is no multiple of sequence {self.sequence} x micro_batch"
+                f" {self.micro_batch} x {world} processes = {held}"
+            )
+        return self.batch_tokens // held
+
+    @property
+    def batch(self) -> int:
+        """Samples a step, over all processes."""
+        return self.batch_tokens // self.sequence
 
 
 @dataclass
 class ZeroConfig:
     """DeepSpeed's ZeRO (arXiv 1910.02054)."""
 
-    stage: int = field(default=1, metadata={"help": "0 to 3: what is partitioned over the processes"})
+    stage: int = _key(1, "what is partitioned: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too")
+
+    def __post_init__(self) -> None:
+        if self.stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero.stage={self.stage}: choose 0, 1, 2 or 3")

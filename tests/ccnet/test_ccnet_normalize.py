@@ -1,5 +1,6 @@
 """The kernels against the same rules in plain Python, over all of Unicode."""
 
+import gzip
 import hashlib
 import re
 import sys
@@ -43,8 +44,8 @@ def check_keys(documents: list[str]) -> None:
     lines = [document.split("\n") for document in documents]
     assert keys.dtype == np.uint64 and offsets.dtype == np.int64
     assert offsets.tolist() == [0, *np.cumsum([len(document) for document in lines])]
-    wanted = [slow_key(line) for document in lines for line in document]
-    wrong = [line for line, key, want in zip(sum(lines, []), keys.tolist(), wanted, strict=True) if key != want]
+    flat = [line for document in lines for line in document]
+    wrong = [line for line, key in zip(flat, keys.tolist(), strict=True) if key != slow_key(line)]
     assert not wrong, f"{len(wrong)} lines, the first {wrong[0]!r}"
 
 
@@ -55,7 +56,7 @@ def test_known_keys():
     assert offsets.tolist() == [0, 1, 4]
 
 
-@pytest.mark.parametrize("pattern", ["{}", "x{}Y", "Ab {} Σ", "AΣ{}", "AΣ{}B", "Σ{}Σ", "É9{}Ω"])
+@pytest.mark.parametrize("pattern", ["{}", "x{}Y", "AΣ{}", "AΣ{}B", "Σ{}Σ"])
 def test_keys_of_every_code_point(pattern):
     lines = [pattern.replace("{}", c) for c in CHARACTERS if c != "\n"]
     text = "\n".join(lines)
@@ -93,7 +94,7 @@ def test_keys_of_any_text(documents):
     check_keys(documents)
 
 
-@pytest.mark.parametrize("pattern", ["{}", "x{}Y", "É{}\u0301 Σ{}"])
+@pytest.mark.parametrize("pattern", ["{}", "É{}\u0301 Σ{}"])
 def test_lm_text_of_every_code_point(pattern):
     wrong = [c for c in CHARACTERS if lm_text(pattern.replace("{}", c)) != slow_lm_text(pattern.replace("{}", c))]
     assert not wrong, f"{len(wrong)} code points, the first {wrong[0]!r}"
@@ -113,8 +114,6 @@ def test_lm_text_is_one_line():
 
 def test_real_pages(shared_data: Path):
     for path in sorted((shared_data / "text").glob("fastapi-*.md.gz")):
-        import gzip
-
         text = gzip.decompress(path.read_bytes()).decode()
         check_keys([text])
         assert lm_text(text) == slow_lm_text(text)

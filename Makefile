@@ -1,0 +1,50 @@
+# One target a stage: `make train ARGS="train.steps=100"` is `.venv/bin/python -m pipeline train train.steps=100`.
+# Every target sets the environment up first where that is needed.
+
+STAGES := fetch hash dedup lm mine tokenizer tokenize train evaluate export report all
+RUN := .venv/bin/python
+READY := .venv/.setup
+
+# The Python that the environment is made with: the first that runs and has the right version.
+RIGHT_VERSION := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+PYTHON ?= $(firstword $(shell for python in $(RUN) python3.12 python3.11 python3; do \
+	"$$python" -c '$(RIGHT_VERSION)' 2>/dev/null && echo "$$python"; done; echo python3))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench clean $(STAGES)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  make STAGE ARGS="key=value …", where STAGE is one of'
+	@echo '       $(STAGES)'
+
+setup: ## the environment: .venv, KenLM's programs, the language identification model
+	@$(PYTHON) pipeline/setup.py
+
+$(READY): pyproject.toml constraints.txt pipeline/setup.py
+	@$(PYTHON) pipeline/setup.py
+
+$(STAGES): $(READY)
+	@$(RUN) -m pipeline $@ $(ARGS)
+
+demo: $(READY) ## everything, from a crawl written on the spot to a trained model
+	@$(RUN) -m pipeline all experiment=demo $(ARGS)
+
+test: $(READY) ## the tests that are fast
+	$(RUN) -m pytest -q -n 2 -m "not slow" $(ARGS)
+
+test-all: $(READY) ## all tests
+	$(RUN) -m pytest -q -n 2 $(ARGS)
+
+lint: $(READY) ## ruff, mypy and the import rules
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+	.venv/bin/lint-imports
+
+bench: $(READY) ## the benchmarks, one after another
+	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(RUN) "$$script" $(ARGS); done
+
+clean: ## remove caches; out/ and .venv/ stay
+	rm -rf build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find $(filter-out out/,$(sort $(dir $(wildcard */*)))) -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+"""The Arrow schemas of a page as it is read, and of a document as it is written. Column names are CCNet's.
+
+`PAGE` comes out of `ccnet.wet`; `DOCUMENT` goes into the filtered parts and the corpus.
+"""
+
+import pyarrow as pa
+
+PAGE = pa.schema(
+    [
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("date_download", pa.string(), nullable=False),  # WARC-Date, ISO 8601
+        pa.field("digest", pa.string(), nullable=False),  # "sha1:" and base32, of the record's body
+        pa.field("cc_segment", pa.string(), nullable=False),  # the WET file: path from crawl-data/ on, or its name
+        pa.field("title", pa.string(), nullable=False),  # first line of the body, stripped
+        pa.field("raw_content", pa.string(), nullable=False),  # the other lines, stripped, joined by "\n"
+        pa.field("original_nlines", pa.int32(), nullable=False),  # lines of raw_content, empty ones included
+        # (and one more, as CCNet counts them, where the body does not end with a line end: Common Crawl's always do)
+        pa.field("original_length", pa.int64(), nullable=False),  # Content-Length: bytes of the body
+    ]
+)
+
+DOCUMENT = pa.schema(
+    [
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("date_download", pa.string(), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),  # characters of raw_content
+        pa.field("nlines", pa.int32(), nullable=False),  # lines of raw_content
+        pa.field("source_domain", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("raw_content", pa.string(), nullable=False),  # the kept lines, joined by "\n"
+        pa.field("cc_segment", pa.string(), nullable=False),
+        pa.field("original_nlines", pa.int32(), nullable=False),
+        pa.field("original_length", pa.int64(), nullable=False),
+        pa.field("line_ids", pa.list_(pa.int32()), nullable=False),  # kept lines of the page, from 0, title excluded
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("language_score", pa.float64(), nullable=False),
+        pa.field("perplexity", pa.float64()),  # null where the language has no model
+        pa.field("bucket", pa.string()),  # head, middle, tail or all; null until the cut-offs are known
+    ]
+)

@@ -1,0 +1,1 @@
+"""LLaMA in plain PyTorch: config → llama → loss → convert, generate."""

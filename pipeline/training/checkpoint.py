@@ -1,0 +1,205 @@
+"""Checkpoints: the fragments of weights and Adam's moments that each rank holds, in safetensors; no pickle.
+
+`step-{step}/rank-{rank}.safetensors` has tensors `{kind}|{parameter}|{first element}`, kind weight, exp_avg or
+exp_avg_sq, all fp32 and flat; `step-{step}/checkpoint.json` has the step, Adam's step count, the shapes of the
+parameters, and the digest of every file. Loading reads the slices it needs, so the world size and the ZeRO stage may be
+others than those that wrote. A checkpoint is a folder that was renamed when all of its files were there and synced.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.outputs import digest_file, read_json, sync_folder, write_json
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+MOMENTS = KINDS[1:]
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of a flattened parameter that this rank owns; `tensors` (fp32) are the optimizer's own memory, by kind."""
+
+    name: str
+    start: int
+    tensors: dict[str, Tensor]
+
+
+def save(engine: deepspeed.DeepSpeedEngine, folder: Path, step: int, job: dict[str, Any], keep: int) -> None:
+    """Writes `folder/step-{step}` (all ranks call this), then removes all but the newest `keep` checkpoints."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    temporary = folder / f".step-{step:08d}.tmp"
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    path = temporary / f"rank-{rank:05d}.safetensors"
+    tensors = {
+        f"{kind}|{fragment.name}|{fragment.start}": tensor.detach().cpu().contiguous()
+        for number, fragment in enumerate(_fragments(engine))
+        if not _replicated(engine) or number % world == rank
+        for kind, tensor in fragment.tensors.items()
+    }
+    save_file(tensors, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    digest = torch.frombuffer(bytearray.fromhex(digest_file(path)), dtype=torch.uint8).clone()
+    digests = [torch.empty_like(digest) for _ in range(world)]
+    dist.all_gather(digests, digest)
+    if rank == 0:
+        shapes = {name: list(_full_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+        files = {f"rank-{r:05d}.safetensors": bytes(digests[r].tolist()).hex() for r in range(world)}
+        write_json(
+            temporary / "checkpoint.json",
+            {"step": step, "adam_step": step, "parameters": shapes, "files": files, "job": job},
+        )
+        shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
+        temporary.rename(folder / f"step-{step:08d}")
+        sync_folder(folder)
+        for old in _all(folder)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all there with their digests; others are passed over with a warning."""
+    for path in reversed(_all(folder)):
+        try:
+            files = read_json(path / "checkpoint.json")["files"]
+            if broken := next((name for name, digest in files.items() if digest_file(path / name) != digest), None):
+                raise ValueError(f"{broken} has another digest")
+        except (OSError, ValueError, KeyError) as error:
+            print(f"warning: {path} is broken and passed over: {error}", file=sys.stderr, flush=True)
+            continue
+        return path
+    return None
+
+
+def load(engine: deepspeed.DeepSpeedEngine, path: Path) -> int:
+    """Puts weights, moments and Adam's step count of a checkpoint into the engine; returns its step.
+
+    Raises ValueError where the parameters of the model are others.
+    """
+    manifest = read_json(path / "checkpoint.json")
+    shapes = {name: list(_full_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+    if shapes != manifest["parameters"]:
+        names = [name for name in {**shapes, **manifest["parameters"]} if shapes.get(name) != manifest["parameters"].get(name)]
+        raise ValueError(f"{path}: made for another model: {names[0]} and {len(names) - 1} more parameters differ")
+    _make_moments(engine, manifest["adam_step"])
+    pieces = _Pieces(path)
+    for fragment in _fragments(engine):
+        for kind, tensor in fragment.tensors.items():
+            tensor.copy_(pieces.read(kind, fragment.name, fragment.start, tensor.numel()))
+    _weights_from_masters(engine)
+    return int(manifest["step"])
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The whole fp32 weights of a checkpoint, by name."""
+    shapes = read_json(path / "checkpoint.json")["parameters"]
+    pieces = _Pieces(path)
+    return {
+        name: pieces.read("weight", name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()
+    }
+
+
+class _Pieces:
+    """Slices of parameters, put together from the files of all ranks."""
+
+    def __init__(self, path: Path) -> None:
+        self._where: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        for file in sorted(path.glob("rank-*.safetensors")):
+            handle = safe_open(file, "pt")
+            for key in handle.keys():  # noqa: SIM118 (no mapping)
+                kind, name, start = key.split("|")
+                size = handle.get_slice(key).get_shape()[0]
+                self._where.setdefault((kind, name), []).append((int(start), size, handle, key))
+
+    def read(self, kind: str, name: str, start: int, count: int) -> Tensor:
+        result = torch.empty(count)
+        filled = 0
+        for first, size, handle, key in self._where.get((kind, name), []):
+            low, high = max(first, start), min(first + size, start + count)
+            if low < high:
+                result[low - start : high - start] = handle.get_slice(key)[low - first : high - first]
+                filled += high - low
+        if filled != count:
+            raise ValueError(f"{kind} of {name}: the checkpoint has {filled} of the elements {start} to {start + count}")
+        return result
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _full_shape(parameter: Tensor) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+    """What this rank holds. Without ZeRO that is everything, on every rank."""
+    optimizer, rank = engine.optimizer, dist.get_rank()
+    for name, parameter in engine.module.named_parameters():
+        if _replicated(engine):
+            state = optimizer.state[parameter]
+            yield Fragment(name, 0, {"weight": parameter.data.view(-1), **{kind: state[kind].view(-1) for kind in MOMENTS}})
+        elif engine.zero_optimization_stage() == 3:
+            size = parameter.ds_tensor.numel()  # padded, so that all ranks hold as much
+            count = min(size, parameter.ds_numel - rank * size)
+            if count > 0:
+                tensors = {"weight": optimizer.get_local_fp32_param(parameter)}
+                tensors |= {kind: optimizer.get_local_fp32_param(parameter, kind) for kind in MOMENTS}
+                yield Fragment(name, rank * size, {kind: tensor[:count] for kind, tensor in tensors.items()})
+        elif (mapping := parameter._hp_mapping) is not None:
+            flat = _flat_partitions(optimizer)[mapping.param_group_index]
+            place = mapping.get_hp_fragment_address()
+            held = {"weight": flat.data, **{kind: optimizer.optimizer.state[flat][kind] for kind in MOMENTS}}
+            tensors = {kind: tensor.narrow(0, place.start, place.numel) for kind, tensor in held.items()}
+            yield Fragment(name, mapping.lp_fragment_address.start, tensors)
+
+
+def _replicated(engine: deepspeed.DeepSpeedEngine) -> bool:
+    return isinstance(engine.optimizer, torch.optim.Optimizer)
+
+
+def _make_moments(engine: deepspeed.DeepSpeedEngine, step: int) -> None:
+    """Adam's state as it is after `step` steps, moments still zero: AdamW makes it in its first step only."""
+    optimizer = engine.optimizer
+    if _replicated(engine):
+        adam, held = optimizer, list(engine.module.parameters())
+    else:
+        adam, held = optimizer.optimizer, _flat_partitions(optimizer)
+    for parameter in held:
+        moments = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
+        adam.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+
+
+def _flat_partitions(optimizer: Any) -> list[Tensor]:
+    """This rank's fp32 partition of each parameter group; each of DeepSpeed's optimizers has its own name for it."""
+    names = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition")
+    return next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
+
+
+def _weights_from_masters(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Gives the model the fp32 weights that the optimizer holds now."""
+    optimizer = engine.optimizer
+    if _replicated(engine):
+        return
+    if engine.zero_optimization_stage() == 3:
+        for group in range(len(_flat_partitions(optimizer))):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    else:
+        optimizer.update_lp_params()

@@ -1,0 +1,46 @@
+"""The DeepSpeed engine: a model and the run's configuration in, an engine out.
+
+DeepSpeed's own configuration is derived here from `TrainConfig` and `ZeroConfig`; it is written nowhere else.
+"""
+
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from pipeline.training.settings import TrainConfig, ZeroConfig
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def deepspeed_config(train: TrainConfig, zero: ZeroConfig, world: int) -> dict[str, Any]:
+    """The dictionary that `deepspeed.initialize` takes. Raises ValueError where the batch can't be divided."""
+    return {
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": train.accumulation(world),
+        "gradient_clipping": train.clip,
+        "bf16": {"enabled": train.dtype == "bf16"},
+        "zero_optimization": {"stage": zero.stage},
+        "communication_data_type": "fp32",
+        "steps_per_print": 2**62,
+    }
+
+
+def build_engine(model: nn.Module, train: TrainConfig, zero: ZeroConfig, world: int) -> deepspeed.DeepSpeedEngine:
+    """An engine around the model, with AdamW that decays matrices only (LLaMA, arXiv 2302.13971, section 2.3)."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=deepspeed_config(train, zero, world))
+    return engine
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, rate: float) -> None:
+    """Sets the rate of the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
