@@ -14,7 +14,8 @@ from pipeline.config import Config
 from pipeline.outputs import read_json
 from pipeline.progress import human_bytes, human_seconds
 from pipeline.stages import SPECS
-from pipeline.stages.train import read_metrics
+from pipeline.stages.train import FOLDER
+from pipeline.training.metrics import read_metrics
 
 
 def read_results(out: Path) -> dict[str, dict[str, Any]]:
@@ -59,9 +60,9 @@ def print_summary(config: Config) -> None:
             f"{train['bytes'] / max(train['tokens'], 1):.2f} bytes a token")
     if "train" in result:
         trained = result["train"]
-        metrics = read_metrics(out)
-        row("training", f"{trained['parameters']:,} parameters, {trained['steps']} steps, {trained['tokens']:,} tokens, "
-            f"{metrics[-1]['tokens_per_second']:,.0f} tokens/s")
+        rates = sorted(entry["tokens_per_second"] for entry in read_metrics(out / FOLDER))
+        rate = f", {rates[len(rates) // 2]:,.0f} tokens/s" if rates else ""
+        row("training", f"{trained['parameters']:,} parameters, {trained['steps']} steps, {trained['tokens']:,} tokens{rate}")
         row("loss", f"{trained['first_loss']:.3f} first, {trained['last_loss']:.3f} last")
     if "evaluate" in result:
         before, after = result["evaluate"]["before"], result["evaluate"]["after"]

@@ -14,8 +14,9 @@ from pipeline.charts import histogram, line_chart
 from pipeline.outputs import Outputs
 from pipeline.progress import human_bytes, human_seconds
 from pipeline.stage import Stage, Unit
-from pipeline.stages.train import read_metrics
+from pipeline.stages.train import FOLDER
 from pipeline.summary import read_results
+from pipeline.training.metrics import read_metrics
 
 PAGE = "report.html"
 TOP = 30  # rows of long tables
@@ -43,7 +44,7 @@ def write_page(outputs: Outputs, out: Path) -> dict[str, Any]:
         results=results,
         manifests=manifests,
         perplexity=_perplexity_charts(results) if "mine" in results else {},
-        curves=_training_charts(read_metrics(out)) if "train" in results else [],
+        curves=_training_charts(read_metrics(out / FOLDER)) if "train" in results else [],
         domains=sorted(results["mine"]["statistics"]["domains"].items(), key=lambda d: (-d[1], d[0]))[:TOP] if "mine" in results else [],
     )
     outputs.path(PAGE).write_text(page, encoding="utf-8")

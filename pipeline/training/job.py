@@ -1,4 +1,8 @@
-"""What a training process is told: one JSON file, written by the `train` stage, read by every rank."""
+"""What a training process is told: one JSON file, written by the `train` stage, read by every rank.
+
+It lies in the folder that takes checkpoints and metrics; paths in it are relative to that folder's parent, so a run can
+be moved.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from model.config import LlamaConfig
-from pipeline.outputs import read_json, write_json
+from pipeline.outputs import read_json
 from pipeline.training.settings import TrainConfig, ZeroConfig
 
 
 @dataclass(frozen=True)
 class Job:
-    """`train` and `validation` are prefixes of token shards, `tokenizer` the digest that they must carry, `folder` takes
-    checkpoints and metrics."""
+    """A training run. `train_shards` and `validation_shards` are prefixes of token shards; `tokenizer` and `tokens` are the
+    digests of the tokenizer (the shards must carry it) and of the shards."""
 
     model: LlamaConfig
     train: TrainConfig
@@ -21,22 +25,17 @@ class Job:
     train_shards: list[str]
     validation_shards: list[str]
     tokenizer: str
-    folder: Path
-
-    def write(self, path: Path) -> None:
-        """Writes the job as JSON."""
-        write_json(path, self.json())
+    tokens: str
 
     def json(self) -> dict[str, Any]:
-        """The job as JSON value."""
-        return dataclasses.asdict(self) | {"folder": str(self.folder)}
+        """The job as a JSON value."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def read(cls, path: Path) -> "Job":
-        """Reads what `write` wrote."""
+        """Reads a job file."""
         value = read_json(path)
         value["model"] = LlamaConfig(**value["model"])
         value["train"] = TrainConfig(**value["train"])
         value["zero"] = ZeroConfig(**value["zero"])
-        value["folder"] = Path(value["folder"])
         return cls(**value)

@@ -26,7 +26,7 @@ def launch(job: Path, processes: int, log: Path) -> None:
         environment["DS_ACCELERATOR"] = "cpu"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
                "-m", "pipeline.training.trainer", str(job)]  # fmt: skip
-    mistake, last = "", ""
+    mistake, first = "", ""
     with log.open("a", encoding="utf-8") as file, subprocess.Popen(
         command,
         env=environment,
@@ -39,18 +39,16 @@ def launch(job: Path, processes: int, log: Path) -> None:
         assert torchrun.stdout is not None
         for line in torchrun.stdout:
             file.write(line)
-            if line.startswith("train: "):
-                print(line, end="", file=sys.stderr, flush=True)
-            elif line.startswith("warning: "):
+            if line.startswith(("train: ", "warning: ")):
                 print(line, end="", file=sys.stderr, flush=True)
             elif line.startswith("error: "):
                 mistake = line.removeprefix("error: ").strip()
-            elif "Error: " in line and "torch.distributed.elastic" not in line:
-                last = line.strip()
+            elif "Error: " in line and not first:  # the others fail because the first one is gone
+                first = line.strip()
     if mistake:
         raise ValueError(mistake)
     if torchrun.returncode:
-        raise RuntimeError(f"a rank failed: {last or f'exit code {torchrun.returncode}'} (see {log})")
+        raise RuntimeError(f"a rank failed: {first or f'exit code {torchrun.returncode}'} (see {log})")
 
 
 def _end_with_parent() -> None:

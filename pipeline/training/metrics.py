@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from pipeline.progress import human_seconds
 
 FILE = "metrics.jsonl"
@@ -32,6 +30,8 @@ class Metrics:
     """Writes the metrics of a run of `steps` steps that goes on after step `start`."""
 
     def __init__(self, folder: Path, start: int, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # imports torch, which readers of the file don't need
+
         rows = [row for row in read_metrics(folder) if row["step"] <= start]
         temporary = folder / f".{FILE}.tmp"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -26,22 +26,22 @@ from pipeline.training.metrics import Metrics
 from pipeline.training.schedule import learning_rate
 
 
-def train(job: Job) -> None:
-    """Trains from the newest good checkpoint, or from the first weights, to the last step."""
+def train(job: Job, folder: Path) -> None:
+    """Trains from the newest good checkpoint in `folder`, or from the first weights, to the last step."""
     config = job.train
     rank, world = dist.get_rank(), dist.get_world_size()
-    shards = [Path(prefix) for prefix in job.train_shards]
-    loader = Loader(shards, config.sequence, config.seed, job.tokenizer)
-    validation = Validation([Path(prefix) for prefix in job.validation_shards], config.sequence, job.tokenizer)
+    loader = Loader([folder.parent / prefix for prefix in job.train_shards], config.sequence, config.seed, job.tokenizer)
+    checks = [folder.parent / prefix for prefix in job.validation_shards]
+    validation = Validation(checks, config.sequence, job.tokenizer)
     model = Llama(job.model)
     model.init_weights(config.seed)
     engine = build_engine(model, config, job.zero, world)
-    checkpoints = job.folder / "checkpoints"
+    checkpoints = folder / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     newest = checkpoint.latest(checkpoints) if rank == 0 else None
     newest = _from_rank_0(newest)
     start = checkpoint.load(engine, newest) if newest else 0
-    metrics = Metrics(job.folder, start, config.steps) if rank == 0 else None
+    metrics = Metrics(folder, start, config.steps) if rank == 0 else None
     accumulation = config.accumulation(world)
 
     for step in range(start + 1, config.steps + 1):
@@ -73,11 +73,12 @@ def train(job: Job) -> None:
         paused = time.monotonic() - begin
         if metrics:
             metrics.skip_time(paused)
-        if step == 1 or step % config.log_every == 0 or last or checked:
+        if step == 1 or step % config.log_every == 0 or checked:
             dist.all_reduce(loss_sum)
             if metrics:
-                norm = float(engine.get_global_grad_norm())
-                metrics.log(step, config.batch_tokens, loss=(loss_sum / count).item(), lr=rate, grad_norm=norm, **checked)
+                if (norm := engine.get_global_grad_norm()) is not None:  # DeepSpeed without ZeRO keeps it to itself
+                    checked["grad_norm"] = float(norm)
+                metrics.log(step, config.batch_tokens, loss=(loss_sum / count).item(), lr=rate, **checked)
     if metrics:
         metrics.close()
 
@@ -113,14 +114,14 @@ def _end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(path: str) -> int:
+def main(path: Path) -> int:
     """Entry of a rank; mistakes of the user are one line."""
     _end_with_launcher()
     deepspeed.init_distributed("nccl" if DEVICE == "cuda" else "gloo")
     if DEVICE == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        train(Job.read(Path(path)))
+        train(Job.read(path), path.parent)
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", flush=True)
         return 1
@@ -129,4 +130,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

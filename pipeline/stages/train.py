@@ -1,0 +1,69 @@
+"""train: token shards in, checkpoints and metrics out (`train/`), through DeepSpeed."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.outputs import Outputs, write_json
+from pipeline.stage import Stage, Unit
+from pipeline.training.job import Job
+from pipeline.training.launch import launch
+from pipeline.training.metrics import read_metrics
+
+FOLDER = "train"
+
+
+def run(stage: Stage) -> None:
+    """One unit: the run. It goes on from its newest checkpoint; another job starts from the first weights."""
+    config = stage.config
+    tokenizer = stage.upstream("tokenizer")["result"]
+    tokens = stage.upstream("tokenize")
+    check(config, tokenizer["pieces"])
+    job = Job(
+        config.model,
+        config.train,
+        config.zero,
+        tokens["result"]["train"]["shards"],
+        tokens["result"]["validation"]["shards"],
+        tokenizer["digest"],
+        tokens["digest"],
+    )
+    inputs = {"tokenizer": job.tokenizer, "tokens": job.tokens}
+    [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)])
+    stage.finish(record.statistics)
+
+
+def check(config: Config, pieces: int) -> None:
+    """Raises ValueError for a model, a tokenizer and a training that don't fit together."""
+    model, train = config.model, config.train
+    train.accumulation(train.processes)
+    if model.vocab_size < pieces:
+        raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {pieces} pieces")
+    if model.max_sequence < train.sequence:
+        raise ValueError(f"train.sequence={train.sequence}: the model takes at most model.max_sequence={model.max_sequence}")
+
+
+def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
+    """Work of the unit. Checkpoints lie in `train/` from the start: they have to outlive a killed run."""
+    folder = outputs.root / FOLDER
+    told = folder / "job.json"
+    if folder.exists() and not (told.exists() and Job.read(told) == job):
+        shutil.rmtree(folder)
+    write_json(told, job.json())
+    launch(told, job.train.processes, folder / "log.txt")
+    for path in sorted(last_checkpoint(outputs.root).iterdir()):
+        outputs.adopt(str(path.relative_to(outputs.root)))
+    rows = read_metrics(folder)
+    return {
+        "parameters": job.model.parameter_count(),
+        "steps": job.train.steps,
+        "tokens": job.train.steps * job.train.batch_tokens,
+        "first_loss": rows[0]["loss"],
+        "last_loss": rows[-1]["loss"],
+    }
+
+
+def last_checkpoint(out: Path) -> Path:
+    """The checkpoint that a finished `train` left."""
+    return max((out / FOLDER / "checkpoints").glob("step-*"))

@@ -1,0 +1,83 @@
+"""The tokenizer: text in, a SentencePiece BPE model with LLaMA's settings out; or an existing model, checked.
+
+Source of the settings: the trainer and normalizer specification stored in LLaMA's released tokenizer.model.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+MAX_SENTENCE = 4192  # bytes; longer lines don't train the model
+LLAMA: dict[str, Any] = {
+    "model_type": "bpe",
+    "character_coverage": 0.99995,
+    "split_digits": True,
+    "byte_fallback": True,
+    "allow_whitespace_only_pieces": True,
+    "split_by_unicode_script": True,
+    "split_by_whitespace": True,
+    "split_by_number": True,
+    "max_sentencepiece_length": 16,
+    "max_sentence_length": MAX_SENTENCE,
+    "input_sentence_size": 200_000_000,
+    "shuffle_input_sentence": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": True,
+    "remove_extra_whitespaces": False,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": -1,
+    "unk_surface": " ⁇ ",
+}
+
+
+def train(texts: Iterable[str], model: Path, *, vocab_size: int) -> dict[str, int]:
+    """Trains on the lines of `texts` and writes the model to `model`; deterministic for the same texts.
+
+    Returns {documents, bytes}: what it was trained on. Raises ValueError where the text allows fewer pieces.
+    """
+    counts = {"documents": 0, "bytes": 0}
+
+    def lines() -> Iterator[str]:
+        for text in texts:
+            counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
+            yield from filter(None, text.split("\n"))
+
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines(), model_writer=written, vocab_size=vocab_size, num_threads=1, minloglevel=2, **LLAMA
+        )
+    except RuntimeError as error:
+        if limit := re.search(r"<= (\d+)", str(error)):
+            raise ValueError(
+                f"tokenizer.vocab_size={vocab_size}: {counts['bytes']} bytes of text allow at most {limit[1]} pieces"
+            ) from None
+        raise ValueError(f"tokenizer.vocab_size={vocab_size}: SentencePiece can't train on this text ({error})") from None
+    model.write_bytes(written.getvalue())
+    return counts
+
+
+def load(model: Path) -> sentencepiece.SentencePieceProcessor:
+    """The processor of a model file. Raises ValueError for a file that is no such model, or has no end of document."""
+    if not model.is_file():
+        raise ValueError(f"{model}: no such tokenizer")
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (OSError, RuntimeError):
+        raise ValueError(f"{model}: not a SentencePiece model") from None
+    if processor.eos_id() < 0:
+        raise ValueError(f"{model}: a tokenizer without an eos piece can't end documents")
+    return processor
+
+
+def digest(model: Path) -> str:
+    """The SHA-256 of a model file, hexadecimal; token shards carry it."""
+    return hashlib.sha256(model.read_bytes()).hexdigest()
