@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from typing import Any
 
-from ccnet.demo_crawl import Source, plan, write_segment
+from ccnet.demo_crawl import plan, write_segment
 from pipeline.outputs import Outputs
 from pipeline.stage import Stage, Unit, digest_json, expand_files, fingerprint
 
@@ -23,17 +23,11 @@ def run(stage: Stage) -> None:
         ]
         stage.finish({"segments": segments})
         return
-    every = round(1 / crawl.demo_share)
     units = []
-    for number, sources in enumerate(plan(segments=crawl.demo_segments)):
-        sizes = [(str(source.path), os.stat(source.path).st_size) for source in sources[::every]]
-        unit = Unit(
-            f"demo-{number:05d}",
-            {"number": number, "sources": sources[::every]},
-            {"sources": digest_json(sizes)},
-            sum(size for _, size in sizes),
-        )
-        units.append(unit)
+    for number, files in enumerate(plan(crawl.demo_segments, crawl.demo_share)):
+        sizes = [(file, os.stat(file).st_size) for file in files]
+        name, size = f"demo-{number:05d}", sum(size for _, size in sizes)
+        units.append(Unit(name, {"name": name, "files": files}, {"files": digest_json(sizes)}, size))
     records = stage.map("demo", demo_unit, units)
     segments = []
     for record in records:
@@ -42,9 +36,9 @@ def run(stage: Stage) -> None:
     stage.finish({"segments": segments})
 
 
-def demo_unit(outputs: Outputs, number: int, sources: list[Source]) -> dict[str, Any]:
+def demo_unit(outputs: Outputs, name: str, files: list[str]) -> dict[str, Any]:
     """Work of one unit: `ccnet.demo_crawl.write_segment`."""
-    return write_segment(number, sources, outputs.path(f"crawl/demo-{number:05d}.warc.wet.gz"))
+    return write_segment(files, outputs.path(f"crawl/{name}.warc.wet.gz"))
 
 
 def _names(sources: list[str]) -> list[str]:
