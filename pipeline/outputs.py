@@ -57,7 +57,7 @@ class Outputs:
 
     def __init__(self, root: Path, temporary: Path) -> None:
         self.root = root
-        self._temporary = temporary
+        self.temporary = temporary
         self._files: dict[str, Path] = {}
         self._adopted: list[str] = []
         shutil.rmtree(temporary, ignore_errors=True)
@@ -66,7 +66,7 @@ class Outputs:
     def path(self, relative: str) -> Path:
         """The temporary path that becomes `root/relative` when the unit is done; the work must write it."""
         assert relative not in self._files, relative
-        self._files[relative] = self._temporary / f"{len(self._files):04d}"
+        self._files[relative] = self.temporary / f"{len(self._files):04d}"
         return self._files[relative]
 
     def adopt(self, relative: str) -> None:
@@ -100,7 +100,7 @@ class Outputs:
 
     def close(self) -> None:
         """Removes what is left under temporary names."""
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def take_back(root: Path, pending: Path) -> None:

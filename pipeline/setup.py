@@ -1,9 +1,9 @@
 """Sets up the environment: `python3 pipeline/setup.py [--venv .venv]`, run by the system's Python.
 
 In: pyproject.toml, constraints.txt and a package index. Out: a virtual environment with everything installed from
-pinned versions, KenLM's `lmplz` and `build_binary` built from its sources, the language identification model,
-DeepSpeed's kernel for this CPU, and a stamp. Only the standard library is used. A second call finds the stamp and ends;
-an interrupted set-up goes on where it stopped. What is missing is said in one line.
+pinned versions, KenLM's `lmplz` and `build_binary` built from its sources, the language identification model, and a
+stamp. Only the standard library is used. A second call finds the stamp and ends; an interrupted set-up goes on where it
+stopped. What is missing is said in one line.
 """
 
 import argparse
@@ -75,11 +75,14 @@ class Setup:
         self.run(self.python, "-m", "pip", "--disable-pip-version-check", "--no-input", command, "-c", pins, *rest)
 
     def create_environment(self) -> None:
-        """Makes the virtual environment, or makes one whole whose Python does not run."""
-        broken = self.python.exists() and not runs(self.python, "-c", "")
-        if broken or not runs(self.python, "-m", "pip", "--version"):
-            self.run(sys.executable, "-m", "venv", *(["--upgrade"] if broken else []), self.venv)
-            self.run(self.python, "-m", "ensurepip")
+        """Makes the virtual environment, anew if its making was stopped or the Python that it was made with is gone."""
+        if runs(self.python, "-m", "pip", "--version"):
+            return
+        shutil.rmtree(self.venv / "lib", ignore_errors=True)
+        for link in (self.venv / "bin").glob("python*"):
+            if not link.exists():
+                link.unlink()
+        self.run(sys.executable, "-m", "venv", self.venv)
 
     def install_packages(self) -> None:
         """Installs the project in place, with what it depends on."""
@@ -146,11 +149,6 @@ class Setup:
         check_digest(self.work / model.name, LID_SHA256)
         os.replace(self.work / model.name, model)
 
-    def compile_kernels(self) -> None:
-        """Lets DeepSpeed compile the kernel that it would otherwise compile when a training starts."""
-        code = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as Builder; Builder().load()"
-        self.run(self.python, "-c", code, DS_ACCELERATOR="cpu")
-
 
 def reason(output: str) -> str:
     """One line that says why a command with this output failed."""
@@ -197,7 +195,9 @@ def check_machine(venv: Path) -> None:
     """Raises SetupError when something is missing that the set-up cannot bring itself."""
     version = "{}.{}".format(*sys.version_info)
     if sys.version_info[:2] not in PYTHONS:
-        raise SetupError(f"Python 3.11 or 3.12 is needed, this is {version}: `make setup PYTHON=…` takes another one")
+        raise SetupError(
+            f"Python 3.11 or 3.12 is needed, this is {version}: name one, as in `make setup PYTHON=python3.11`"
+        )
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise SetupError(f"this Python cannot make virtual environments: install the package python{version}-venv")
     if not runs("g++", "--version"):
@@ -208,13 +208,12 @@ def check_machine(venv: Path) -> None:
     made_with = re.search(r"version *= *(\d+\.\d+)", config.read_text()) if config.exists() else None
     if made_with and made_with[1] != version:
         raise SetupError(f"{venv} was made with Python {made_with[1]}, this is {version}: remove it or use that one")
-    existing = venv
-    while not existing.exists():
-        existing = existing.parent
-    needed = NEEDED_GB_WITH_GPU if has_gpu() else NEEDED_GB
-    free = shutil.disk_usage(existing).free / 1e9
-    if free < needed and not (venv / ".setup").exists():
-        raise SetupError(f"{needed} GB are needed on the disk of {existing}, {free:.1f} GB are free")
+    if not venv.exists():
+        folder = next(parent for parent in venv.parents if parent.exists())
+        needed = NEEDED_GB_WITH_GPU if has_gpu() else NEEDED_GB
+        free = shutil.disk_usage(folder).free / 1e9
+        if free < needed:
+            raise SetupError(f"{needed} GB are needed on the disk of {folder}, {free:.1f} GB are free")
 
 
 def fingerprint() -> str:
@@ -255,14 +254,17 @@ def take_steps(setup: Setup) -> None:
         "packages": setup.install_packages,
         "lmplz and build_binary": setup.build_kenlm,
         "language model": setup.fetch_language_model,
-        "compiled kernels": setup.compile_kernels,
     }.items():
-        print(f"setup: {name} …", end=" ", flush=True)
+        print(f"setup: {name} ...", end=" ", flush=True)
         start = time.monotonic()
         shutil.rmtree(setup.work, ignore_errors=True)
         setup.work.mkdir(parents=True)
         setup.share.mkdir(parents=True, exist_ok=True)
-        step()
+        try:
+            step()
+        except BaseException:
+            print(flush=True)
+            raise
         shutil.rmtree(setup.work)
         print(f"{time.monotonic() - start:.0f} s", flush=True)
 
@@ -274,9 +276,9 @@ def main() -> None:
     try:
         set_up(parser.parse_args().venv.absolute())
     except (SetupError, OSError) as error:
-        sys.exit(f"\nsetup: {error}")
+        sys.exit(f"setup: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nsetup: interrupted; the same command goes on")
+        sys.exit("setup: interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

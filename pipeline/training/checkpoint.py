@@ -12,16 +12,20 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.llama import Llama
 from pipeline.outputs import digest_file, read_json, sync_folder, write_json
+from pipeline.training.job import Job
+
+if TYPE_CHECKING:  # reading needs no DeepSpeed
+    from deepspeed import DeepSpeedEngine
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 MOMENTS = KINDS[1:]
@@ -36,7 +40,7 @@ class Fragment:
     tensors: dict[str, Tensor]
 
 
-def save(engine: deepspeed.DeepSpeedEngine, folder: Path, step: int, job: dict[str, Any], keep: int) -> None:
+def save(engine: "DeepSpeedEngine", folder: Path, step: int, job: dict[str, Any], keep: int) -> None:
     """Writes `folder/step-{step}` (all ranks call this), then removes all but the newest `keep` checkpoints."""
     rank, world = dist.get_rank(), dist.get_world_size()
     temporary = folder / f".step-{step:08d}.tmp"
@@ -86,7 +90,7 @@ def latest(folder: Path) -> Path | None:
     return None
 
 
-def load(engine: deepspeed.DeepSpeedEngine, path: Path) -> int:
+def load(engine: "DeepSpeedEngine", path: Path) -> int:
     """Puts weights, moments and Adam's step count of a checkpoint into the engine; returns its step.
 
     Raises ValueError where the parameters of the model are others.
@@ -112,6 +116,16 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return {
         name: pieces.read("weight", name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()
     }
+
+
+def load_model(job: Job, path: Path | None) -> Llama:
+    """The model of a job with the weights of a checkpoint, or with its first weights; fp32, in this process."""
+    model = Llama(job.model)
+    if path is None:
+        model.init_weights(job.train.seed)
+    else:
+        model.load_state_dict(load_weights(path))
+    return model.eval()
 
 
 class _Pieces:
@@ -147,7 +161,7 @@ def _full_shape(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def _fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
+def _fragments(engine: "DeepSpeedEngine") -> Iterator[Fragment]:
     """What this rank holds. Without ZeRO that is everything, on every rank."""
     optimizer, rank = engine.optimizer, dist.get_rank()
     for name, parameter in engine.module.named_parameters():
@@ -169,11 +183,11 @@ def _fragments(engine: deepspeed.DeepSpeedEngine) -> Iterator[Fragment]:
             yield Fragment(name, mapping.lp_fragment_address.start, tensors)
 
 
-def _replicated(engine: deepspeed.DeepSpeedEngine) -> bool:
+def _replicated(engine: "DeepSpeedEngine") -> bool:
     return isinstance(engine.optimizer, torch.optim.Optimizer)
 
 
-def _make_moments(engine: deepspeed.DeepSpeedEngine, step: int) -> None:
+def _make_moments(engine: "DeepSpeedEngine", step: int) -> None:
     """Adam's state as it is after `step` steps, moments still zero: AdamW makes it in its first step only."""
     optimizer = engine.optimizer
     if _replicated(engine):
@@ -191,7 +205,7 @@ def _flat_partitions(optimizer: Any) -> list[Tensor]:
     return next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
 
 
-def _weights_from_masters(engine: deepspeed.DeepSpeedEngine) -> None:
+def _weights_from_masters(engine: "DeepSpeedEngine") -> None:
     """Gives the model the fp32 weights that the optimizer holds now."""
     optimizer = engine.optimizer
     if _replicated(engine):

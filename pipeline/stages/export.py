@@ -1,0 +1,56 @@
+"""export: the last checkpoint and the tokenizer in, a Hugging Face folder out (`model/`), loaded there and compared."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.outputs import Outputs
+from pipeline.stage import Stage, StageError, Unit
+from pipeline.stages.train import FOLDER, last_checkpoint
+from pipeline.training.job import Job
+
+MODEL = "model"
+LARGEST_DIFFERENCE = 1e-4  # of fp32 logits; they are computed by other kernels there
+
+
+def run(stage: Stage) -> None:
+    """One unit: the folder."""
+    tokenizer = stage.upstream("tokenizer")["result"]
+    arguments = {
+        "job": stage.out / FOLDER / "job.json",
+        "weights": last_checkpoint(stage.out),
+        "tokenizer": stage.out / tokenizer["model"],
+    }
+    inputs = {"train": stage.upstream("train")["digest"], "tokenizer": tokenizer["digest"]}
+    [record] = stage.map("export", export_unit, [Unit("model", arguments, inputs)])
+    if record.statistics["largest_difference"] > LARGEST_DIFFERENCE:
+        raise StageError(f"export: transformers' logits differ by {record.statistics['largest_difference']:.2e}")
+    stage.finish({"folder": MODEL, **record.statistics})
+
+
+def export_unit(outputs: Outputs, job: Path, weights: Path, tokenizer: Path) -> dict[str, Any]:
+    """Work of the unit: writes the folder, then compares transformers' logits with ours on random tokens."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from model.convert import to_hugging_face
+    from pipeline.tokens.hugging_face import write_hugging_face_tokenizer
+    from pipeline.tokens.tokenizer import load
+    from pipeline.training.checkpoint import load_model
+
+    told = Job.read(job)
+    model = load_model(told, weights)
+    processor = load(tokenizer)
+    with tempfile.TemporaryDirectory(dir=outputs.temporary) as name:
+        folder = Path(name)
+        to_hugging_face(model.state_dict(), told.model, folder, bos=processor.bos_id(), eos=processor.eos_id())
+        write_hugging_face_tokenizer(tokenizer, folder)
+        theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        generator = torch.Generator().manual_seed(told.train.seed)
+        tokens = torch.randint(told.model.vocab_size, (2, told.train.sequence), generator=generator)
+        with torch.no_grad():
+            difference = (theirs(tokens).logits - model(tokens)).abs().max().item()
+        for path in sorted(folder.iterdir()):
+            shutil.move(path, outputs.path(f"{MODEL}/{path.name}"))
+    return {"largest_difference": difference}
