@@ -154,9 +154,7 @@ def read_module(file: Path) -> Iterator[Page]:
     title = docstring.split("\n")[0] if heading == module else module
     lines = [line for heading, docstring in parts for line in (heading, *docstring.split("\n"))]
     site = (
-        "docs.python.example/stdlib"
-        if package == "stdlib"
-        else f"{package.strip('_').replace('_', '-').lower()}.example/api"
+        "docs.python.example/stdlib" if package == "stdlib" else f"{package.strip('_').replace('_', '-').lower()}.example/api"
     )
     yield Page(f"https://{site}/{module}.html", "eng", title, lines)
 

@@ -42,9 +42,7 @@ def is_clean(text: str, score: float) -> bool:
     return score >= CLEAN_SCORE and letters >= CLEAN_LETTERS * len(solid) and ends * CLEAN_SENTENCE >= len(text)
 
 
-def sample_segment(
-    source: str, target: Path, *, marks: SegmentMarks, language_model: Path, rules: Rules
-) -> dict[str, Any]:
+def sample_segment(source: str, target: Path, *, marks: SegmentMarks, language_model: Path, rules: Rules) -> dict[str, Any]:
     """Writes the held-out clean pages of a segment to `target` as Parquet (language, digest, text), in crawl order.
 
     Returns {held_out, clean: documents} and `languages` ({language: {documents, bytes}} of the clean ones).

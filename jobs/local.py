@@ -4,12 +4,13 @@ In: a function that takes one unit (both picklable) and the units. Out: (unit, r
 complete. A worker that is killed costs one attempt of the unit it held; a killed parent ends its workers.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -44,13 +45,10 @@ def run_units(work: Callable[[U], R], units: Sequence[U], workers: int) -> Itera
                     process = context.Process(target=_worker, args=(work, theirs), daemon=False)
                     process.start()
                     theirs.close()
-                try:
+                with contextlib.suppress(OSError):  # it died while idle: the wait below sees that
                     connection.send(unit)
-                except OSError:  # it died while idle; the wait below sees that
-                    pass
                 busy[connection] = (process, unit, attempt)
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
+            for connection in _ready(busy):
                 process, unit, attempt = busy.pop(connection)
                 try:
                     result = connection.recv()
@@ -69,6 +67,11 @@ def run_units(work: Callable[[U], R], units: Sequence[U], workers: int) -> Itera
             connection.close()
             process.kill()
             process.join()
+
+
+def _ready(connections: Iterable[Connection]) -> list[Connection]:
+    """Those on which an answer, or the end of a worker, can be read."""
+    return [connection for connection in wait(list(connections)) if isinstance(connection, Connection)]
 
 
 def _worker(work: Callable[[Any], Any], connection: Connection) -> None:

@@ -157,9 +157,7 @@ class Llama(nn.Module):
         self.rotary = Rotary(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = Output(
-            self.embedding.weight if config.tied else nn.Parameter(torch.empty(config.vocab_size, config.dim))
-        )
+        self.output = Output(self.embedding.weight if config.tied else nn.Parameter(torch.empty(config.vocab_size, config.dim)))
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)

@@ -40,7 +40,14 @@ def cross_entropy(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_nd: Tensor, weight_vd: Tensor, labels_n: Tensor, ignore: int, chunk_bytes: int, grad_x: bool, grad_weight: bool
+        ctx: Any,
+        x_nd: Tensor,
+        weight_vd: Tensor,
+        labels_n: Tensor,
+        ignore: int,
+        chunk_bytes: int,
+        grad_x: bool,
+        grad_weight: bool,
     ) -> Tensor:
         precision = torch.promote_types(x_nd.dtype, torch.float32)
         loss_sum = torch.zeros((), dtype=precision, device=x_nd.device)

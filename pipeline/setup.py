@@ -59,9 +59,7 @@ class Setup:
             log.flush()
             arguments = [str(part) for part in command]
             environment = {**os.environ, "TMPDIR": str(self.work), **environment}
-            status = subprocess.run(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            ).returncode
+            status = subprocess.run(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment).returncode
         if status:
             with self.log.open("rb") as written:
                 written.seek(start)
@@ -76,7 +74,8 @@ class Setup:
 
     def create_environment(self) -> None:
         """Makes the virtual environment, anew if its making was stopped or the Python that it was made with is gone."""
-        if runs(self.python, "-m", "pip", "--version"):
+        half_replaced = any(self.venv.glob("lib/python3.*/site-packages/~*"))  # where pip puts what it takes away
+        if not half_replaced and runs(self.python, "-m", "pip", "--version"):
             return
         shutil.rmtree(self.venv / "lib", ignore_errors=True)
         for link in (self.venv / "bin").glob("python*"):
@@ -195,9 +194,7 @@ def check_machine(venv: Path) -> None:
     """Raises SetupError when something is missing that the set-up cannot bring itself."""
     version = "{}.{}".format(*sys.version_info)
     if sys.version_info[:2] not in PYTHONS:
-        raise SetupError(
-            f"Python 3.11 or 3.12 is needed, this is {version}: name one, as in `make setup PYTHON=python3.11`"
-        )
+        raise SetupError(f"Python 3.11 or 3.12 is needed, this is {version}: name one, as in `make setup PYTHON=python3.11`")
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise SetupError(f"this Python cannot make virtual environments: install the package python{version}-venv")
     if not runs("g++", "--version"):

@@ -161,7 +161,9 @@ class Stage:
             raise ValueError(f"{self.spec.name} reads what {name} writes, and {self.out} has no finished {name}: run it first")
         for source, digest in manifest["inputs"].items():
             if (read := self._read_manifest(source)) is not None and read["digest"] != digest:
-                raise ValueError(f"{self.spec.name} reads what {name} writes, and {source} is newer than that: run {name} first")
+                raise ValueError(
+                    f"{self.spec.name} reads what {name} writes, and {source} is newer than that: run {name} first"
+                )
         return manifest
 
     def _read_manifest(self, name: str) -> dict[str, Any] | None:
@@ -244,9 +246,7 @@ class Stage:
         self._all |= {f"{name}/{unit.name}": records[unit.name] for unit in units}
         return [records[unit.name] for unit in units]
 
-    def _run(
-        self, name: str, work: Work, units: Sequence[Unit], records: dict[str, Record], prints: Mapping[str, str]
-    ) -> None:
+    def _run(self, name: str, work: Work, units: Sequence[Unit], records: dict[str, Record], prints: Mapping[str, str]) -> None:
         folder, temporary = self._records / name, self.out / "tmp" / self.spec.name
         execute = functools.partial(_execute, work, self.out, folder, temporary, dict(prints))
         failed: dict[str, Failure] = {}
@@ -267,7 +267,8 @@ class Stage:
             log = folder / f"{unit_name}.error"
             log.write_text(failure.trace or failure.message, encoding="utf-8")
             raise StageError(
-                f"{label}: {len(failed)} of {len(units)} units failed, the others are done; {unit_name}: {failure.message} (see {log})"
+                f"{label}: {len(failed)} of {len(units)} units failed, the others are done;"
+                f" {unit_name}: {failure.message} (see {log})"
             )
         seconds = time.monotonic() - start
         amount = f", {human_bytes(size)}, {human_bytes(size / seconds)}/s" if size else ""
@@ -313,9 +314,7 @@ class Stage:
         self._records.mkdir()
 
 
-def _execute(
-    work: Work, root: Path, folder: Path, temporary: Path, prints: Mapping[str, str], unit: Unit
-) -> Record | Failure:
+def _execute(work: Work, root: Path, folder: Path, temporary: Path, prints: Mapping[str, str], unit: Unit) -> Record | Failure:
     """Does one unit in a worker: work, commit, record."""
     start = time.monotonic()
     try:

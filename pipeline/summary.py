@@ -38,7 +38,8 @@ def print_summary(config: Config) -> None:
 
     if "hash" in result:
         read = result["hash"]["statistics"]
-        row("crawl", f"{len(result['hash']['segments'])} segments, {read.get('pages_read', 0):,} pages, {human_bytes(read.get('bytes_read', 0))}")
+        segments, pages, size = len(result["hash"]["segments"]), read.get("pages_read", 0), read.get("bytes_read", 0)
+        row("crawl", f"{segments} segments, {pages:,} pages, {human_bytes(size)}")
         row("bad input", _counts(read["bad"]) or "none")
     if "dedup" in result:
         marks = result["dedup"]["statistics"]
@@ -56,20 +57,29 @@ def print_summary(config: Config) -> None:
             row(f"buckets {language}", f"perplexity {low:,.1f} / {high:,.1f}: {named}")
     if "tokenize" in result:
         train, validation = result["tokenize"]["train"], result["tokenize"]["validation"]
-        row("tokens", f"{train['tokens']:,} to train on, {validation['tokens']:,} for validation, "
-            f"{train['bytes'] / max(train['tokens'], 1):.2f} bytes a token")
+        row(
+            "tokens",
+            f"{train['tokens']:,} to train on, {validation['tokens']:,} for validation, "
+            f"{train['bytes'] / max(train['tokens'], 1):.2f} bytes a token",
+        )
     if "train" in result:
         trained = result["train"]
         rates = sorted(entry["tokens_per_second"] for entry in read_metrics(out / FOLDER))
         rate = f", {rates[len(rates) // 2]:,.0f} tokens/s" if rates else ""
-        row("training", f"{trained['parameters']:,} parameters, {trained['steps']} steps, {trained['tokens']:,} tokens{rate}")
+        row(
+            "training",
+            f"{trained['parameters']:,} parameters, {trained['steps']} steps, {trained['tokens']:,} tokens{rate}",
+        )
         row("loss", f"{trained['first_loss']:.3f} first, {trained['last_loss']:.3f} last")
     if "evaluate" in result:
         before, after = result["evaluate"]["before"], result["evaluate"]["after"]
         row("validation", f"perplexity {before['perplexity']:,.1f} before, {after['perplexity']:,.1f} after training")
     if "export" in result:
         export = result["export"]
-        row("model", f"{out / export['folder']} (transformers' logits differ by at most {export['largest_difference']:.1e})")
+        row(
+            "model",
+            f"{out / export['folder']} (transformers' logits differ by at most {export['largest_difference']:.1e})",
+        )
     if "report" in result:
         row("report", str(out / result["report"]["page"]))
     if "evaluate" in result:

@@ -24,9 +24,7 @@ def run(stage: Stage) -> None:
     }
     inputs = {"hash": hashed["digest"]}
     sizes = 8 * partition_keys.sum(axis=0)
-    units = [
-        Unit(f"{p:04d}", {"partition": p, **shared}, inputs, int(sizes[p])) for p in range(partition_keys.shape[1])
-    ]
+    units = [Unit(f"{p:04d}", {"partition": p, **shared}, inputs, int(sizes[p])) for p in range(partition_keys.shape[1])]
     records = stage.map("dedup", dedup_unit, units)
     stage.finish({"statistics": merge([record.statistics for record in records])})
 

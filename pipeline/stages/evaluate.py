@@ -30,12 +30,15 @@ def run(stage: Stage) -> None:
 
 def evaluate_unit(outputs: Outputs, weights: Path | None, job: Path, tokenizer: Path, prompt: str) -> dict[str, Any]:
     """Work of a unit; `weights` is a checkpoint, or None for the first weights."""
+    import torch
+
     from model.generate import generate
     from pipeline.tokens.loader import Validation
     from pipeline.tokens.tokenizer import load
     from pipeline.training.checkpoint import load_model
     from pipeline.training.evaluate import perplexity, validation_sums
 
+    torch.set_num_threads(1)  # the last digits of sums depend on it, and units run side by side
     told = Job.read(job)
     model = load_model(told, weights)
     shards = [outputs.root / prefix for prefix in told.validation_shards]

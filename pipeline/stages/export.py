@@ -33,12 +33,15 @@ def export_unit(outputs: Outputs, job: Path, weights: Path, tokenizer: Path) -> 
     """Work of the unit: writes the folder, then compares transformers' logits with ours on random tokens."""
     import torch
     from transformers import LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from model.convert import to_hugging_face
     from pipeline.tokens.hugging_face import write_hugging_face_tokenizer
     from pipeline.tokens.tokenizer import load
     from pipeline.training.checkpoint import load_model
 
+    disable_progress_bar()
+    torch.set_num_threads(1)  # the last digits of sums depend on it
     told = Job.read(job)
     model = load_model(told, weights)
     processor = load(tokenizer)

@@ -33,8 +33,7 @@ def run(stage: Stage) -> None:
     shared = {"language_model": identifier, "rules": rules, "models": models}
     inputs = {"language.model": identifier_print, "held_out": str(lm["held_out"]), **lm["fingerprints"]}
     units = [
-        Unit(s.name, {"segment": s, **shared}, {"segment": s.fingerprint, **inputs}, s.bytes)
-        for s in marked_segments(stage)
+        Unit(s.name, {"segment": s, **shared}, {"segment": s.fingerprint, **inputs}, s.bytes) for s in marked_segments(stage)
     ]
     filtered = stage.map("filter", filter_unit, units)
     total = merge([record.statistics for record in filtered])
@@ -56,7 +55,14 @@ def run(stage: Stage) -> None:
         language = unit.arguments["language"]
         buckets[language] = merge([buckets.get(language, {}), record.statistics])
         for path in sorted(record.outputs):
-            parts.append({"path": path, "language": language, "bucket": Path(path).parent.name, "digest": record.outputs[path]["digest"]})
+            parts.append(
+                {
+                    "path": path,
+                    "language": language,
+                    "bucket": Path(path).parent.name,
+                    "digest": record.outputs[path]["digest"],
+                }
+            )
     order = (*NAMES, UNSCORED)
     stage.finish(
         {
@@ -74,7 +80,9 @@ def filter_unit(outputs: Outputs, segment: MarkedSegment, **shared: Any) -> dict
     return filter_segment(segment.source, target, marks=segment.open_marks(), **shared)
 
 
-def regroup_unit(outputs: Outputs, language: str, number: int, parts: list[Path], cut: tuple[float, float] | None) -> dict[str, Any]:
+def regroup_unit(
+    outputs: Outputs, language: str, number: int, parts: list[Path], cut: tuple[float, float] | None
+) -> dict[str, Any]:
     """Work of a unit of the second round: `ccnet.corpus.regroup`."""
     targets = {b: outputs.path(f"corpus/{language}/{b}/part-{number:05d}.parquet") for b in (*NAMES, UNSCORED)}
     return dict(regroup(parts, language, cut, targets))

@@ -37,7 +37,11 @@ def write_page(outputs: Outputs, out: Path) -> dict[str, Any]:
     manifests = {name: m for name, m in read_results(out).items() if name != "report"}
     results = {name: manifest["result"] for name, manifest in manifests.items()}
     environment = Environment(
-        loader=PackageLoader("pipeline", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("pipeline", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"bytes": human_bytes, "seconds": human_seconds}
     page = environment.get_template("report.jinja").render(
@@ -45,7 +49,9 @@ def write_page(outputs: Outputs, out: Path) -> dict[str, Any]:
         manifests=manifests,
         perplexity=_perplexity_charts(results) if "mine" in results else {},
         curves=_training_charts(read_metrics(out / FOLDER)) if "train" in results else [],
-        domains=sorted(results["mine"]["statistics"]["domains"].items(), key=lambda d: (-d[1], d[0]))[:TOP] if "mine" in results else [],
+        domains=sorted(results["mine"]["statistics"]["domains"].items(), key=lambda d: (-d[1], d[0]))[:TOP]
+        if "mine" in results
+        else [],
     )
     outputs.path(PAGE).write_text(page, encoding="utf-8")
     return {"bytes": len(page.encode())}
@@ -74,6 +80,12 @@ def _training_charts(metrics: list[dict[str, Any]]) -> list[tuple[str, Markup]]:
         loss.append(("validation loss", checks))
     return [
         ("Loss by step (line: training; broken line: validation)", line_chart("Loss by step", "step", loss)),
-        ("Learning rate by step", line_chart("Learning rate by step", "step", [("learning rate", [(s, r["lr"]) for s, r in steps])])),
-        ("Tokens a second", line_chart("Tokens a second by step", "step", [("tokens/s", [(s, r["tokens_per_second"]) for s, r in steps])])),
+        (
+            "Learning rate by step",
+            line_chart("Learning rate by step", "step", [("learning rate", [(s, r["lr"]) for s, r in steps])]),
+        ),
+        (
+            "Tokens a second",
+            line_chart("Tokens a second by step", "step", [("tokens/s", [(s, r["tokens_per_second"]) for s, r in steps])]),
+        ),
     ]

@@ -1,4 +1,4 @@
-"""tokenizer: the corpus in, a SentencePiece model out (`tokenizer/tokenizer.model`): trained here, or a copy of an existing one."""
+"""tokenizer: the corpus in, a SentencePiece model out (`tokenizer/tokenizer.model`), trained here or a copy."""
 
 import shutil
 from collections.abc import Iterator, Sequence

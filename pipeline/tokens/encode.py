@@ -25,9 +25,7 @@ def is_validation(digest: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(f"validation {digest}".encode()).digest()[:8]) < share * 2.0**64
 
 
-def tokenize_part(
-    parts: Sequence[Path], model: Path, targets: dict[str, ShardFiles], *, validation: float
-) -> dict[str, Any]:
+def tokenize_part(parts: Sequence[Path], model: Path, targets: dict[str, ShardFiles], *, validation: float) -> dict[str, Any]:
     """Writes the documents of corpus files, in their order, to a shard for each split (`SPLITS`).
 
     Returns for each split {documents, tokens, bytes, chars}. A split without documents has an empty shard.

@@ -53,7 +53,12 @@ def train(texts: Iterable[str], model: Path, *, vocab_size: int) -> dict[str, in
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(), model_writer=written, vocab_size=vocab_size, num_threads=1, minloglevel=2, **LLAMA
+            sentence_iterator=lines(),
+            model_writer=written,
+            vocab_size=vocab_size,
+            num_threads=1,
+            minloglevel=2,
+            **LLAMA,
         )
     except RuntimeError as error:
         if limit := re.search(r"<= (\d+)", str(error)):

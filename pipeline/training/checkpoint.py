@@ -113,9 +113,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """The whole fp32 weights of a checkpoint, by name."""
     shapes = read_json(path / "checkpoint.json")["parameters"]
     pieces = _Pieces(path)
-    return {
-        name: pieces.read("weight", name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()
-    }
+    return {name: pieces.read("weight", name, 0, torch.Size(shape).numel()).view(shape) for name, shape in shapes.items()}
 
 
 def load_model(job: Job, path: Path | None) -> Llama:

@@ -27,15 +27,18 @@ def launch(job: Path, processes: int, log: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
                "-m", "pipeline.training.trainer", str(job)]  # fmt: skip
     mistake, first = "", ""
-    with log.open("a", encoding="utf-8") as file, subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        preexec_fn=_end_with_parent,
-    ) as torchrun:
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            preexec_fn=_end_with_parent,
+        ) as torchrun,
+    ):
         assert torchrun.stdout is not None
         for line in torchrun.stdout:
             file.write(line)

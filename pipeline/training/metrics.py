@@ -55,7 +55,10 @@ class Metrics:
                 self._board.add_scalar(name, value, step)
         left = human_seconds(seconds * (self._steps - step))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        print(f"train: step {step}/{self._steps}, {shown}, {row['tokens_per_second']:,.0f} tokens/s, {left} left", flush=True)
+        print(
+            f"train: step {step}/{self._steps}, {shown}, {row['tokens_per_second']:,.0f} tokens/s, {left} left",
+            flush=True,
+        )
 
     def skip_time(self, seconds: float) -> None:
         """Leaves time out of the rate: of validation and of saving."""

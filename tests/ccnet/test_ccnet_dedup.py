@@ -155,9 +155,7 @@ def test_first_in_document(documents):
 
 def test_marks_do_not_depend_on_the_number_of_partitions(tmp_path):
     lines = [hashlib.sha1(bytes([n % 251, n % 7])).hexdigest() for n in range(3000)]
-    sources = [
-        write_wet(tmp_path / f"{s}.gz", [(f"http://{i}/", "t", lines[s::3][i::7]) for i in range(7)]) for s in range(3)
-    ]
+    sources = [write_wet(tmp_path / f"{s}.gz", [(f"http://{i}/", "t", lines[s::3][i::7]) for i in range(7)]) for s in range(3)]
     one = kept_lines(sources, tmp_path / "1", 1, "first", 300)
     assert one == kept_lines(sources, tmp_path / "256", 256, "first", 300, batch_bytes=1000)
     assert 0 < sum(len(ids) for pages in one for ids in pages.values()) < 3000

@@ -9,7 +9,12 @@ from pipeline.stages import SPECS
 
 def test_defaults_and_overrides():
     config = load(["dedup.keep=none", "language.keep=[en,de]", "zero=2", "crawl=demo"])
-    assert (config.dedup.keep, config.language.keep, config.zero.stage, config.crawl.kind) == ("none", ["en", "de"], 2, "demo")
+    assert (config.dedup.keep, config.language.keep, config.zero.stage, config.crawl.kind) == (
+        "none",
+        ["en", "de"],
+        2,
+        "demo",
+    )
     assert load([]).dedup.keep == "first"
 
 

@@ -1,4 +1,7 @@
-"""Bad input and a full disk, through the real command line: one clear line, or counted and passed over; what was finished stays."""
+"""Bad input and a full disk, through the real command line: one clear line, or counted and passed over.
+
+What was finished stays.
+"""
 
 import gzip
 import subprocess
@@ -9,7 +12,8 @@ from wet_files import write_wet
 
 from pipeline.outputs import read_json
 
-WORDS = "river bread library weather morning window garden paper number engine letter season market music village".split()
+WORDS = ["river", "bread", "library", "weather", "morning", "window", "garden", "paper", "number", "engine"]
+WORDS += ["letter", "season", "market", "music", "village"]
 
 
 def page(number: int, language: str = "en") -> tuple[str, str, list[str]]:

@@ -204,6 +204,4 @@ def test_make_names_every_stage() -> None:
     stages = [*SPECS, "all"]
     assert " ".join(stages) in make()
     for stage in stages:
-        assert make("-n", "-o", ".venv/.setup", stage, "ARGS=a=1 b=2") == (
-            f".venv/bin/python -m pipeline {stage} a=1 b=2\n"
-        )
+        assert make("-n", "-o", ".venv/.setup", stage, "ARGS=a=1 b=2") == (f".venv/bin/python -m pipeline {stage} a=1 b=2\n")
