@@ -7,7 +7,6 @@ Source: CCNet (arXiv 1911.00359, section 3) as released; the order of the steps 
 """
 
 import hashlib
-import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -79,12 +78,14 @@ def is_held_out(digest: str, share: float) -> bool:
 
 
 def surviving_documents(
-    source: str, marks: SegmentMarks, identifier: LanguageIdentifier, rules: Rules, tally: Tally
+    source: str, marks: SegmentMarks, identifier: LanguageIdentifier, rules: Rules, tally: Tally, *, held_out: bool
 ) -> Iterator[dict[str, Any]]:
     """The documents of a segment after deduplication and language identification, in crawl order.
 
-    Yields rows of `ccnet.schema.DOCUMENT` without perplexity and bucket. Documents that go are counted in `tally` as
-    short, duplicate (no line is left), short_after_dedup, language_score or language_not_kept.
+    Either those that are held out (`is_held_out`), or the others. Yields rows of `ccnet.schema.DOCUMENT` without
+    perplexity and bucket; the language's score is rounded to 2 decimals, as CCNet does before it compares. Documents that
+    go are counted in `tally` as short, duplicate (no line is left), short_after_dedup, held_out (on the other side of
+    that split), language_score or language_not_kept.
     """
     keep = frozenset(rules.keep)
     for batch in read_pages(source, tally.read, min_length=rules.min_length):
@@ -92,11 +93,11 @@ def surviving_documents(
         keys, offsets = paragraph_keys(text)
         content, lines = keep_lines(text, offsets, marks.apply(keys, offsets))
         pages = batch.drop_columns(["raw_content"]).to_pylist()
-        for page, before, after, line_ids in zip(pages, text, content, lines, strict=True):
+        for page, before, after, count, line_ids in zip(pages, text, content, np.diff(offsets), lines, strict=True):
             tally.documents["in"] += 1
             tally.chars["in"] += (chars := len(before.as_py()))
-            tally.lines["in"] += page["original_nlines"]
-            gone = page["original_nlines"] - len(line_ids)
+            tally.lines["in"] += int(count)
+            gone = int(count) - len(line_ids)
             if not len(line_ids):
                 tally.drop("duplicate", 1, chars, gone)
                 continue
@@ -105,7 +106,11 @@ def surviving_documents(
             if len(kept) < rules.min_length_after:
                 tally.drop("short_after_dedup", 1, len(kept), len(line_ids))
                 continue
+            if is_held_out(page["digest"], rules.held_out) != held_out:
+                tally.drop("held_out", 1, len(kept), len(line_ids))
+                continue
             language, score = identifier.predict(kept)
+            score = round(score, 2)
             if score < rules.threshold:
                 tally.drop("language_score", 1, len(kept), len(line_ids))
                 continue
@@ -140,7 +145,8 @@ def filter_segment(
     """Writes the surviving documents of a segment to `target` as Parquet, and returns the counts.
 
     The file is sorted by language, then in crawl order; a row group holds one language. `models` are the language models
-    (`ccnet.perplexity.find_models`); `bucket` is null until the cut-offs are known. Memory: the text of the segment.
+    (`ccnet.perplexity.find_models`); perplexities are rounded to 0.1, as CCNet does before it compares them; `bucket` is
+    null until the cut-offs are known. Memory: the text of the segment.
 
     Beside those of `Tally` the counts are `languages` ({language: {documents, chars, bytes}}), `perplexity`
     ({language: {bin: documents}}, `ccnet.buckets`), `language_score` ({hundredths: documents}), `length`
@@ -151,22 +157,20 @@ def filter_segment(
     documents: dict[str, list[dict[str, Any]]] = defaultdict(list)
     perplexities: dict[str, Counter[str]] = defaultdict(Counter)
     scores, lengths, domains = Counter[str](), Counter[str](), Counter[str]()
-    for document in surviving_documents(source, marks, LanguageIdentifier(language_model), rules, tally):
+    identifier = LanguageIdentifier(language_model)
+    for document in surviving_documents(source, marks, identifier, rules, tally, held_out=False):
         language, text = document["language"], document["raw_content"]
-        if is_held_out(document["digest"], rules.held_out):
-            tally.drop("held_out", 1, len(text), document["nlines"])
-            continue
         document["perplexity"] = None
         if language in models:
             if language not in scorers:
                 scorers[language] = LanguageModel(*models[language])
-            document["perplexity"] = scorers[language].perplexity(text)
+            document["perplexity"] = round(scorers[language].perplexity(text), 1)
             perplexities[language][str(bin_of(document["perplexity"]))] += 1
         documents[language].append(document | {"bucket": None})
         tally.documents["kept"] += 1
         tally.chars["kept"] += len(text)
         tally.lines["kept"] += document["nlines"]
-        scores[str(math.floor(document["language_score"] * 100))] += 1
+        scores[str(round(document["language_score"] * 100))] += 1
         lengths[str(max(len(text), 1).bit_length() - 1)] += 1
         domains[document["source_domain"]] += 1
     languages = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import fasttext
 
 LABEL = "__label__"
+UNKNOWN = "und"  # BCP 47: undetermined
 
 
 def default_model() -> Path:
@@ -38,6 +39,11 @@ class LanguageIdentifier:
             raise ValueError(f"{model}: a fastText model without language labels")
 
     def predict(self, text: str) -> tuple[str, float]:
-        """The language with the highest score, and the score (0 to 1, full precision). Newlines are deleted, as in CCNet."""
+        """The language with the highest score, and the score (0 to 1). Newlines are deleted, as in CCNet.
+
+        A text in which the model knows nothing at all is of language "und", with score 0.
+        """
         labels, scores = self._model.predict(text.replace("\n", ""))
+        if not labels:
+            return UNKNOWN, 0.0
         return labels[0].removeprefix(LABEL), float(scores[0])

@@ -6,11 +6,14 @@ Source: CCNet (arXiv 1911.00359, section 3.4) as released: text normalised as fo
 pieces, character coverage 0.9995; `lmplz -o 5 --vocab_estimate 65536 --discount_fallback`; `build_binary` (probing).
 """
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import pyarrow.parquet as pq
 import sentencepiece
 
 from ccnet.dedup import SegmentMarks
-from ccnet.filter import Rules, Tally, is_held_out, surviving_documents
+from ccnet.filter import Rules, Tally, surviving_documents
 from ccnet.language import LanguageIdentifier
 from ccnet.normalize import lm_text
 
@@ -28,31 +31,33 @@ SAMPLE = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("la
 CLEAN_SCORE = 0.8  # of the language
 CLEAN_LETTERS = 0.85  # share of letters and marks in what is not white space
 CLEAN_SENTENCE = 400  # characters for which there is at least one end of a sentence
-SENTENCE_ENDS = frozenset(".!?…。！？؟।۔።")
+SENTENCE_ENDS = frozenset(".!?…。！？؟।۔።։။។")
 BYTES_A_PIECE = 180  # CCNet's densest: 12 MB of Gujarati for 65,536 pieces
+PIECES_A_CHARACTER = 2  # for scripts with many characters, which are all pieces
 MAX_SENTENCE = 1 << 16  # bytes; longer paragraphs don't train SentencePiece
 THREADS = 2  # of SentencePiece; part of the result, so not the machine's number of cores
 
 
 def is_clean(text: str, score: float) -> bool:
     """Whether a document reads like prose of one language: a clear language, mostly letters, sentences that end."""
-    solid = "".join(text.split())
-    letters = sum(map(str.isalpha, solid))
-    ends = sum(map(solid.count, SENTENCE_ENDS))
-    return score >= CLEAN_SCORE and letters >= CLEAN_LETTERS * len(solid) and ends * CLEAN_SENTENCE >= len(text)
+    characters = Counter(text)
+    solid = sum(n for character, n in characters.items() if not character.isspace())
+    letters = sum(n for character, n in characters.items() if unicodedata.category(character)[0] in "LM")
+    ends = sum(characters[end] for end in SENTENCE_ENDS)
+    return score >= CLEAN_SCORE and letters >= CLEAN_LETTERS * solid and ends * CLEAN_SENTENCE >= len(text)
 
 
 def sample_segment(source: str, target: Path, *, marks: SegmentMarks, language_model: Path, rules: Rules) -> dict[str, Any]:
     """Writes the held-out clean pages of a segment to `target` as Parquet (language, digest, text), in crawl order.
 
-    Returns {held_out, clean: documents} and `languages` ({language: {documents, bytes}} of the clean ones).
+    Returns {held_out, clean: documents} and `languages` ({language: {documents, bytes}} of the clean ones). Of those held
+    out, pages that are too short, or not of one of the languages, are not counted.
     """
     rows: list[dict[str, Any]] = []
     languages: dict[str, dict[str, int]] = {}
     held_out = 0
-    for document in surviving_documents(source, marks, LanguageIdentifier(language_model), rules, Tally()):
-        if not is_held_out(document["digest"], rules.held_out):
-            continue
+    identifier = LanguageIdentifier(language_model)
+    for document in surviving_documents(source, marks, identifier, rules, Tally(), held_out=True):
         held_out += 1
         language, text = document["language"], document["raw_content"]
         if is_clean(text, document["language_score"]):
@@ -76,35 +81,45 @@ def train(
 ) -> dict[str, Any]:
     """Trains both models of a language on the samples (in their order) and writes them to the two targets.
 
-    The vocabulary is `vocab_size` where the text is large enough, else one piece for every 180 bytes.
-    Returns {documents, bytes, pieces}. Raises ValueError where lmplz is missing or the text is too small.
+    The vocabulary is `vocab_size` where the text is large enough, else one piece for every 180 bytes, or two for every
+    character that it must cover. The same text gives the same bytes.
+    Returns {documents, bytes, pieces}; bytes are of the normalised text. Raises ValueError where lmplz is missing, the
+    text is too small, or `vocab_size` has no room for its characters.
     """
     with tempfile.TemporaryDirectory(dir=arpa_bin.parent, prefix=f"{language}.") as folder:
         work = Path(folder)
         documents = size = 0
-        with (work / "text").open("w", encoding="utf-8") as paragraphs:
+        characters: Counter[str] = Counter()
+        with (work / "text").open("w", encoding="utf-8", newline="\n") as paragraphs:
             for text in _texts(language, samples):
                 documents += 1
                 for line in text.split("\n"):
                     if normal := lm_text(line):
                         size += len(normal.encode())
+                        characters.update(normal)
                         paragraphs.write(normal + "\n")
-        vocabulary = min(vocab_size, max(size // BYTES_A_PIECE, 300))
+        alphabet = _alphabet(characters, character_coverage)
+        vocabulary = min(vocab_size, max(size // BYTES_A_PIECE, PIECES_A_CHARACTER * alphabet, 300))
+        model = io.BytesIO()
         try:
-            sentencepiece.SentencePieceTrainer.train(
-                input=str(work / "text"),
-                model_prefix=str(work / "sp"),
-                model_type="unigram",
-                vocab_size=vocabulary,
-                hard_vocab_limit=False,
-                character_coverage=character_coverage,
-                max_sentence_length=MAX_SENTENCE,
-                num_threads=THREADS,
-                minloglevel=2,
-            )
+            with (work / "text").open(encoding="utf-8", newline="\n") as paragraphs:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=(line.removesuffix("\n") for line in paragraphs),  # a file's name would be in the model
+                    model_writer=model,
+                    model_type="unigram",
+                    vocab_size=vocabulary,
+                    hard_vocab_limit=False,
+                    character_coverage=character_coverage,
+                    max_sentence_length=MAX_SENTENCE,
+                    num_threads=THREADS,
+                    minloglevel=2,
+                )
         except RuntimeError as error:
-            raise ValueError(f"{language}: {size} bytes of clean text are too few for SentencePiece ({error})") from None
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(work / "sp.model"))
+            raise ValueError(
+                f"{language}: no SentencePiece model of {vocabulary} pieces can be trained on {size} bytes of clean text"
+                f" with {alphabet} characters: more text, or another lm.vocab_size ({error})"
+            ) from None
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         with (work / "pieces").open("w", encoding="utf-8") as lines:
             for text in _texts(language, samples):
                 lines.write(" ".join(pieces.encode(lm_text(text), out_type=str)) + "\n")
@@ -112,8 +127,8 @@ def train(
         _run(language, work, "lmplz", "-o", str(order), "-S", memory, "-T", folder, "--vocab_estimate", "65536",
              "--discount_fallback", "--text", str(work / "pieces"), "--arpa", str(work / "arpa"))  # fmt: skip
         _run(language, work, "build_binary", "-T", folder, "probing", str(work / "arpa"), str(work / "bin"))
-        shutil.move(work / "sp.model", sp_model)
-        shutil.move(work / "bin", arpa_bin)
+        sp_model.write_bytes(model.getvalue())
+        (work / "bin").replace(arpa_bin)
     return {"documents": documents, "bytes": size, "pieces": pieces.get_piece_size()}
 
 
@@ -121,6 +136,16 @@ def _texts(language: str, samples: Sequence[Path]) -> Iterator[str]:
     for path in samples:
         table = pq.read_table(path, columns=["text"], filters=[("language", "=", language)])
         yield from table.column("text").to_pylist()
+
+
+def _alphabet(characters: Counter[str], coverage: float) -> int:
+    """How many characters, the most frequent first, make up `coverage` of the text."""
+    seen = 0
+    for number, (_, count) in enumerate(characters.most_common(), 1):
+        seen += count
+        if seen >= coverage * characters.total():
+            return number
+    return 0
 
 
 def _run(language: str, folder: Path, tool: str, *arguments: str) -> None:

@@ -82,7 +82,7 @@ def _worker(work: Callable[[Any], Any], connection: Connection) -> None:
     while True:
         try:
             unit = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the parent wants no more
             return
         try:
             answer: Any = work(unit)

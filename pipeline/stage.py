@@ -45,7 +45,8 @@ class Spec:
     """What a stage is: its name, where it is written, what it reads.
 
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
-    name input files. `always`: its plan depends on more than those, so it is made anew every time.
+    name input files. `always`: its plan depends on more than those, so it is made anew every time. `folder`: where it
+    keeps work that outlives a killed unit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Spec:
     keys: tuple[str, ...]
     files: tuple[str, ...] = ()
     always: bool = False
+    folder: str | None = None
 
     @property
     def module(self) -> str:
@@ -173,7 +175,7 @@ class Stage:
     def check_config(self) -> None:
         """Stops with `ValueError`, naming the key, when outputs are there that another configuration made."""
         stored = self._records / "config.json"
-        if not stored.exists():
+        if not stored.exists() or not self._has_work():
             return
         former = read_json(stored)
         changed = [k for k in self._config if former.get(k) != self._config[k]] + [k for k in former if k not in self._config]
@@ -303,8 +305,15 @@ class Stage:
         )
         shutil.rmtree(self.out / "tmp" / self.spec.name, ignore_errors=True)
 
+    def _has_work(self) -> bool:
+        """Whether there is anything that another configuration would throw away."""
+        folder = self.spec.folder is not None and (self.out / self.spec.folder).exists()
+        return folder or self._manifest.exists() or any(self._records.glob("*/*.json"))
+
     def _reset(self) -> None:
         self._manifest.unlink(missing_ok=True)
+        if self.spec.folder is not None:
+            shutil.rmtree(self.out / self.spec.folder, ignore_errors=True)
         for path in self._records.glob("*/*.pending"):
             take_back(self.out, path)
         for path in self._records.glob("*/*.json"):

@@ -33,7 +33,7 @@ _SPECS = (
         ("tokenizer.model",),
     ),
     Spec("tokenize", "writes token shards and a fixed validation split", ("mine", "tokenizer"), ("tokenize",)),
-    Spec("train", "pretrains the model with DeepSpeed", ("tokenizer", "tokenize"), ("model", "train", "zero")),
+    Spec("train", "pretrains the model with DeepSpeed", ("tokenizer", "tokenize"), ("model", "train", "zero"), folder="train"),
     Spec("evaluate", "validation perplexity before and after training", ("tokenizer", "tokenize", "train"), ("evaluate",)),
     Spec("export", "writes the model in Hugging Face format and compares it there", ("tokenizer", "train"), ()),
     Spec("report", "one HTML page on the crawl, the corpus and the training", (), (), always=True),

@@ -29,6 +29,9 @@ def run(stage: Stage) -> None:
         tokenizer["digest"],
         tokens["digest"],
     )
+    told = stage.out / FOLDER / "job.json"
+    if told.exists() and Job.read(told) != job and not config.overwrite:
+        raise ValueError(f"train: {told.parent} was trained on other tokens; overwrite=true starts from the first weights")
     inputs = {"tokenizer": job.tokenizer, "tokens": job.tokens}
     [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)])
     stage.finish(record.statistics)

@@ -65,6 +65,8 @@ def train(texts: Iterable[str], model: Path, *, vocab_size: int) -> dict[str, in
             raise ValueError(
                 f"tokenizer.vocab_size={vocab_size}: {counts['bytes']} bytes of text allow at most {limit[1]} pieces"
             ) from None
+        if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error)):
+            raise ValueError(f"tokenizer.vocab_size={vocab_size}: the characters of the text alone need {least[1]} pieces") from None
         raise ValueError(f"tokenizer.vocab_size={vocab_size}: SentencePiece can't train on this text ({error})") from None
     model.write_bytes(written.getvalue())
     return counts

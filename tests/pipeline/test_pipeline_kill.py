@@ -1,15 +1,19 @@
-"""kill -9 of any stage at any moment, and the same command again: the same result as an undisturbed run."""
+"""kill -9 of any stage at any moment, or a full disk, and the same command again: the result of an undisturbed run."""
 
 import random
 import shutil
+import subprocess
 import time
 
 import pytest
-from road import digest, run_good, run_killed
+from road import digest, run_bad, run_good, run_killed
 
+from pipeline.outputs import read_json
 from pipeline.stages import SPECS
 
+pytestmark = pytest.mark.slow
 KILLS = 2  # a stage, each at a random moment
+LEFT = 4 << 10  # bytes that are free on the full disk
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +28,11 @@ def undisturbed(tmp_path_factory):
     return out, seconds
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", SPECS)
 def test_a_killed_stage_gives_the_same_result(stage, undisturbed, tmp_path):
     reference, seconds = undisturbed
     out = tmp_path / "out"
-    shutil.copytree(reference, out, symlinks=True)
+    shutil.copytree(reference, out)
     start_over(stage, out)
     moments = random.Random()
     for _ in range(KILLS):
@@ -40,10 +43,32 @@ def test_a_killed_stage_gives_the_same_result(stage, undisturbed, tmp_path):
     assert not left and not list((out / "tmp").iterdir())
 
 
+@pytest.mark.parametrize("stage", SPECS)
+def test_a_disk_that_fills_up(stage, undisturbed, tmp_path):
+    """A stage that runs out of space ends with one line; with room again, the same command gives the same result."""
+    reference, _ = undisturbed
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        out, filler = small / "out", small / "filler"
+        shutil.copytree(reference, out)
+        start_over(stage, out)
+        with filler.open("wb") as file:
+            file.truncate(0)
+            subprocess.run(["fallocate", "-l", str(shutil.disk_usage(small).free - LEFT), filler], check=True)
+        assert "no space left" in run_bad(stage, out).lower()
+        assert not (out / "records" / f"{stage}.json").exists()
+        filler.unlink()
+        run_good(stage, out)
+        assert digest(stage, out) == digest(stage, reference)
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
 def start_over(stage, out):
     """Takes one stage's outputs and records away, as if it had never run."""
-    from pipeline.outputs import read_json
-
     manifest = out / "records" / f"{stage}.json"
     for path in read_json(manifest)["outputs"]:
         (out / path).unlink()
