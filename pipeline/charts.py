@@ -37,10 +37,10 @@ def histogram(label: str, x_name: str, bins: Sequence[tuple[float, float, int]],
             f'<rect class="bar" x="{left:.1f}" y="{y:.1f}" width="{max(right - left - 0.5, 0.5):.1f}"'
             f' height="{HEIGHT - BOTTOM - y:.1f}"><title>{_number(low)} to {_number(high)}: {count}</title></rect>'
         )
-    for name, value in marks:
+    for number, (name, value) in enumerate(marks):
         x = _x(math.log(value), x_low, x_high)
         body.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        body.append(f'<text x="{x + 3:.1f}" y="{TOP + 10}">{escape(name)}</text>')
+        body.append(f'<text x="{x + 3:.1f}" y="{TOP + 10 + 13 * number}">{escape(name)}</text>')
     return _svg(label, body)
 
 
