@@ -123,7 +123,10 @@ def expand_files(patterns: Sequence[str]) -> list[str]:
 def fingerprint(path: str) -> tuple[int, str]:
     """(bytes, fingerprint) of an input file, a folder or a URL: by size and time of change, or the server's tag."""
     if "://" in path:
-        info = fsspec.core.url_to_fs(path)[0].info(path)
+        try:
+            info = fsspec.core.url_to_fs(path)[0].info(path)
+        except Exception as error:  # every file system has its own
+            raise ValueError(f"{path}: can't be read: {type(error).__name__}: {error}") from None
         tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
         return int(info.get("size") or 0), f"{info.get('size')}-{tag}"
     place = Path(path)

@@ -3,6 +3,12 @@
 Written here because transformers' own conversion ranks merges otherwise than SentencePiece does, and leaves the space
 before a text that begins with one away. One difference is theirs by design: `<s>`, `</s>` and `<unk>` in a text are
 special pieces there, and plain text to SentencePiece.
+
+SentencePiece merges the pair whose piece has the best score, the leftmost where scores are equal; `tokenizer.json` ranks
+pairs. Pairs that make one piece can be ranked anyhow: two of them never meet. (Merges within the two halves of a piece
+depend on nothing outside them, so a piece is always made from the same two halves.) Only different pieces of equal score
+can: the runs of spaces in LLaMA's released model. There the leftmost pair is the one that goes on with the run begun, so
+the longest piece comes first.
 """
 
 import json
@@ -10,17 +16,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import sentencepiece_model_pb2
+
 from pipeline.tokens import tokenizer
 
 
 def write_hugging_face_tokenizer(model: Path, folder: Path) -> None:
-    """Writes both files, and the model as `tokenizer.model`, into `folder`."""
+    """Writes both files, and the model as `tokenizer.model`, into `folder`.
+
+    Raises ValueError for a model that does otherwise with text than LLaMA's, which these files could not say.
+    """
     processor = tokenizer.load(model)
+    _check_like_llama(model)
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     ids = {piece: i for i, piece in enumerate(pieces)}
     special = [i for i in range(len(pieces)) if processor.is_control(i) or processor.is_unknown(i)]
     whole = {pieces[i] for i in range(len(pieces)) if i not in special and not processor.is_byte(i)}
-    by_score = sorted((i for i in range(len(pieces)) if pieces[i] in whole), key=lambda i: -processor.get_score(i))
+    by_score = sorted((ids[piece] for piece in whole), key=lambda i: (-processor.get_score(i), -len(pieces[i]), i))
     merges = [
         [pieces[i][:cut], pieces[i][cut:]]
         for i in by_score
@@ -73,3 +85,21 @@ def write_hugging_face_tokenizer(model: Path, folder: Path) -> None:
     for name, content in (("tokenizer.json", value), ("tokenizer_config.json", config)):
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(model, folder / "tokenizer.model")
+
+
+def _check_like_llama(model: Path) -> None:
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.read_bytes())
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    others = {
+        "it is no BPE model": trainer.model_type != trainer.BPE,
+        "it has no byte fallback": not trainer.byte_fallback,
+        "it marks spaces behind words": trainer.treat_whitespace_as_suffix,
+        "it normalises text": bool(normalizer.precompiled_charsmap),
+        "it adds no space before a text": not normalizer.add_dummy_prefix,
+        "it removes spaces": normalizer.remove_extra_whitespaces,
+        "it keeps spaces as they are": not normalizer.escape_whitespaces,
+        "it has pieces defined by a user": any(piece.type in (piece.USER_DEFINED, piece.UNUSED) for piece in proto.pieces),
+    }
+    if reason := next((reason for reason, holds in others.items() if holds), None):
+        raise ValueError(f"{model}: no tokenizer.json for this tokenizer: {reason}; take one with LLaMA's settings")

@@ -18,12 +18,8 @@ FILE = "metrics.jsonl"
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of `folder/metrics.jsonl`; a last line that was cut by a crash is left out."""
     path = folder / FILE
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                rows.append(json.loads(line))
-    return rows
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in whole]
 
 
 class Metrics:

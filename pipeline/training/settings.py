@@ -43,9 +43,13 @@ class TrainConfig:
         for name in ("lr", "adam_eps", "clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be a positive number")
-        for name in ("beta1", "beta2", "min_lr_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: choose a number from 0 to 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: choose a number from 0 to below 1")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError(f"train.min_lr_ratio={self.min_lr_ratio}: choose a number from 0 to 1")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"train.weight_decay={self.weight_decay}: choose 0 or a positive number")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"train.warmup_steps={self.warmup_steps}: choose 0 to train.steps={self.steps}")
         if self.dtype not in ("bf16", "fp32"):

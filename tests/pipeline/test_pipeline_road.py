@@ -1,0 +1,113 @@
+"""The whole road once, small: what comes out is what users are promised."""
+
+import re
+from html.parser import HTMLParser
+
+import datasets
+import pytest
+import sentencepiece
+import torch
+from road import run, run_good
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ccnet.schema import DOCUMENT
+from pipeline.outputs import read_json
+from pipeline.stages import SPECS
+from pipeline.training.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """(out, what was printed) of `all`."""
+    out = tmp_path_factory.mktemp("road") / "out"
+    return out, run_good("all", out)
+
+
+def result(out, stage):
+    return read_json(out / "records" / f"{stage}.json")["result"]
+
+
+def test_every_stage_finished_and_the_summary_fits_a_screen(road):
+    out, printed = road
+    assert all((out / "records" / f"{stage}.json").exists() for stage in SPECS)
+    assert len(printed.splitlines()) <= 45
+    for words in ("documents", "languages", "tokens", "validation", "report.html", "it writes"):
+        assert words in printed
+
+
+def test_a_second_run_finds_everything_done(road):
+    out, _ = road
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and "records" not in path.parts}
+    done = run("all", out)
+    assert done.returncode == 0 and "units" not in done.stderr
+    assert "documents" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_corpus_is_read_with_datasets_and_its_counts_are_those_of_the_records(road):
+    out, _ = road
+    mined = result(out, "mine")
+    for language, buckets in mined["buckets"].items():
+        for bucket, counts in buckets.items():
+            files = str(out / "corpus" / language / bucket / "*.parquet")
+            rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(out / "cache"))
+            assert rows.column_names == DOCUMENT.names
+            assert (len(rows), sum(rows["length"])) == (counts["documents"], counts["chars"])
+            assert set(rows["language"]) == {language} and set(rows["bucket"]) == {bucket}
+            if language in mined["cutoffs"]:
+                low, high = mined["cutoffs"][language]
+                expected = {"head": (0, low), "middle": (low, high), "tail": (high, float("inf"))}[bucket]
+                assert all(expected[0] <= perplexity < expected[1] for perplexity in rows["perplexity"])
+    documents = mined["statistics"]["documents"]
+    assert documents["in"] == documents["kept"] + sum(documents["dropped"].values())
+    assert documents["kept"] == sum(c["documents"] for b in mined["buckets"].values() for c in b.values())
+
+
+def test_no_paragraph_is_in_the_corpus_twice(road):
+    out, _ = road
+    rows = datasets.load_dataset(
+        "parquet", data_files=str(out / "corpus/*/*/*.parquet"), split="train", cache_dir=str(out / "cache")
+    )
+    lines = [line.lower() for text in rows["raw_content"] for line in text.split("\n") if line.isalpha()]
+    assert lines and len(set(lines)) == len(lines)
+
+
+def test_the_loss_goes_down_and_validation_improves(road):
+    out, _ = road
+    losses = [row["loss"] for row in read_metrics(out / "train")]
+    assert losses[-1] < losses[0] - 0.5
+    evaluated = result(out, "evaluate")
+    assert evaluated["after"]["perplexity"] < 0.7 * evaluated["before"]["perplexity"]
+    assert evaluated["before"]["tokens"] == evaluated["after"]["tokens"] > 0
+
+
+def test_the_export_is_the_model_and_its_tokenizer(road):
+    out, _ = road
+    folder = out / result(out, "export")["folder"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(out / result(out, "tokenizer")["model"]))
+    text = "  The quick brown fox,\n\njumps over 13 lazy dogs. Überall 漢字"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == pieces.encode(text)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits
+    assert logits.shape == (1, len(ids), result(out, "tokenizer")["pieces"]) and logits.isfinite().all()
+    assert result(out, "export")["largest_difference"] < 1e-4
+
+
+def test_the_report_is_one_file_without_a_network(road):
+    out, _ = road
+    page = (out / "report.html").read_text(encoding="utf-8")
+    links = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            assert tag != "script"
+            links.extend(value for name, value in attributes if name in ("src", "href"))
+
+    Links().feed(page)
+    assert links and all(link.startswith("#") for link in links)
+    documents = result(out, "mine")["statistics"]["documents"]
+    assert re.search(rf"<td>kept</td><td>{documents['kept']:,}</td>", page)
+    assert f"{result(out, 'tokenize')['train']['tokens']:,}" in page
