@@ -31,10 +31,10 @@ demo: $(READY) ## everything, from a crawl written on the spot to a trained mode
 	@$(RUN) -m pipeline all experiment=demo $(ARGS)
 
 test: $(READY) ## the tests that are fast
-	$(RUN) -m pytest -q -n 2 -m "not slow" $(ARGS)
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 test-all: $(READY) ## all tests
-	$(RUN) -m pytest -q -n 2 $(ARGS)
+	$(RUN) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff, mypy and the import rules
 	$(RUN) -m ruff check

@@ -149,6 +149,22 @@ def test_half_installed_packages_are_installed_again(tmp_path: Path, monkeypatch
         assert commands[-1] == ("install", "-e", f"{setup.ROOT}[dev]")
 
 
+@pytest.mark.parametrize(("leftover", "pip_runs", "made"), [(None, True, 0), (None, False, 1), ("~ip", True, 1)])
+def test_a_broken_environment_is_made_anew(
+    leftover: str | None, pip_runs: bool, made: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    (packages / (leftover or "whole")).mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3.11").symlink_to(tmp_path / "gone")
+    commands: list[tuple[object, ...]] = []
+    monkeypatch.setattr(setup, "runs", lambda *command: pip_runs)
+    monkeypatch.setattr(setup.Setup, "run", lambda self, *command: commands.append(command))
+    setup.Setup(tmp_path).create_environment()
+    assert commands == [(sys.executable, "-m", "venv", tmp_path)] * made
+    assert packages.exists() == (made == 0) == (tmp_path / "bin" / "python3.11").is_symlink()
+
+
 def test_goes_on_after_an_interruption_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fail_at = ["fetch_language_model", None, "build_kenlm"]
