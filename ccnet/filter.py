@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ccnet.buckets import bin_of
+from ccnet.corpus import ROW_GROUP_BYTES
 from ccnet.dedup import SegmentMarks
 from ccnet.language import LanguageIdentifier
 from ccnet.normalize import paragraph_keys
@@ -27,7 +29,6 @@ from ccnet.perplexity import LanguageModel
 from ccnet.schema import DOCUMENT
 from ccnet.wet import read_pages
 
-ROW_GROUP_BYTES = 32 << 20  # text in a row group, about
 TOP_DOMAINS = 200
 
 
@@ -200,7 +201,7 @@ def keep_lines(text: pa.StringArray, offsets: np.ndarray, keep: np.ndarray) -> t
     data = np.frombuffer(text.buffers()[2] or b"", np.uint8)
     kept, ends = _keep_lines(data, starts, offsets, keep)
     array = pa.StringArray.from_buffers(len(text), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(kept))
-    return array, [np.flatnonzero(keep[low:high]).astype(np.int32) for low, high in zip(offsets, offsets[1:], strict=False)]
+    return array, [np.flatnonzero(keep[low:high]).astype(np.int32) for low, high in pairwise(offsets)]
 
 
 @numba.njit(cache=True, nogil=True)

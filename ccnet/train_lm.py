@@ -98,6 +98,8 @@ def train(
                         size += len(normal.encode())
                         characters.update(normal)
                         paragraphs.write(normal + "\n")
+        if not size:
+            raise ValueError(f"{language}: no clean text to train a language model on")
         alphabet = _alphabet(characters, character_coverage)
         vocabulary = min(vocab_size, max(size // BYTES_A_PIECE, PIECES_A_CHARACTER * alphabet, 300))
         model = io.BytesIO()
@@ -117,7 +119,7 @@ def train(
         except RuntimeError as error:
             raise ValueError(
                 f"{language}: no SentencePiece model of {vocabulary} pieces can be trained on {size} bytes of clean text"
-                f" with {alphabet} characters: more text, or another lm.vocab_size ({error})"
+                f" with {alphabet} characters: more text, or another lm.vocab_size ({' '.join(str(error).split())})"
             ) from None
         pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
         with (work / "pieces").open("w", encoding="utf-8") as lines:

@@ -1,5 +1,7 @@
 """Generation: a prompt's token ids in, the ids that the model goes on with out, one forward pass a token (KV cache)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,19 @@ def generate(
     """At most `max_new` ids after `prompt`, fewer where `eos` comes (it is the last one then) or max_sequence is reached.
 
     Temperature 0 takes the most probable id; otherwise ids are drawn with `seed` from the `top_k` (0: all) most probable
-    ones, of these the fewest whose probabilities sum to `top_p`. Raises ValueError for an empty prompt.
+    ones, of these the fewest that hold `top_p` of their probability. Raises ValueError for a prompt that is empty or
+    longer than max_sequence, and for options out of range.
     """
     if not prompt:
         raise ValueError("the prompt is empty")
+    if len(prompt) > model.config.max_sequence:
+        raise ValueError(f"a prompt of {len(prompt)} tokens is longer than max_sequence={model.config.max_sequence}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: must be 0 or a positive number")
+    if top_k < 0:
+        raise ValueError(f"top_k={top_k}: must be 0 (all) or positive")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: must be above 0 and at most 1")
     device = model.embedding.weight.device
     generator = torch.Generator(device).manual_seed(seed)
     caches = [LayerCache() for _ in model.layers]
@@ -62,9 +73,9 @@ def generate(
 def _choose(logits_v: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> Tensor:
     if temperature == 0:
         return logits_v.argmax()
-    probability_v, ids_v = (logits_v / temperature).softmax(-1).sort(descending=True)
+    probability_v, ids_v = (logits_v / temperature).softmax(-1).sort(descending=True, stable=True)
     if top_k:
-        probability_v = probability_v[:top_k]
+        probability_v = probability_v[:top_k] / probability_v[:top_k].sum()
     before_v = probability_v.cumsum(-1) - probability_v
     probability_v = probability_v * (before_v < top_p)
     return ids_v[torch.multinomial(probability_v, 1, generator=generator)[0]]

@@ -7,7 +7,7 @@ arXiv 2307.09288 §2.2. Letters of shapes: b batch, t tokens, d dim, h heads, k 
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,7 @@ class Output(nn.Module):
     Both happen inside this module's forward, where sharded training (ZeRO-3) has its weight gathered.
     """
 
-    def __init__(self, weight_vd: nn.Parameter):
+    def __init__(self, weight_vd: Tensor):
         super().__init__()
         self.weight = weight_vd
 
@@ -158,6 +158,9 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = Output(self.embedding.weight if config.tied else nn.Parameter(torch.empty(config.vocab_size, config.dim)))
+        if config.tied:  # one parameter, one name, as in named_parameters()
+            self.register_state_dict_post_hook(_forget_output)
+            self.register_load_state_dict_post_hook(_tie_output)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)
@@ -194,6 +197,16 @@ class Llama(nn.Module):
             parameter.copy_(initial_weight(name, parameter.shape, self.config.layers, seed))
 
 
+def _forget_output(model: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    state.pop(f"{prefix}output.weight")
+
+
+def _tie_output(model: nn.Module, unfit: Any) -> None:
+    unfit.missing_keys[:] = [name for name in unfit.missing_keys if not name.endswith("output.weight")]
+    assert isinstance(model, Llama)
+    model.output.weight = model.embedding.weight  # load_state_dict(assign=True) makes new parameters
+
+
 def initial_weight(name: str, shape: Sequence[int], layers: int, seed: int) -> Tensor:
     """Start value (fp32, CPU) of the parameter `name`; depends on nothing but the arguments.
 
@@ -201,7 +214,7 @@ def initial_weight(name: str, shape: Sequence[int], layers: int, seed: int) -> T
     sqrt(2 · layers), as in GPT-2 (§2.3) and Megatron-LM. The LLaMA papers do not state theirs.
     """
     if name.endswith("norm.weight"):
-        return torch.ones(shape, device="cpu")
+        return torch.ones(shape, dtype=torch.float32, device="cpu")
     deviation = 0.02
     if name.endswith(("wo.weight", "w2.weight")):
         deviation /= math.sqrt(2 * layers)

@@ -1,0 +1,67 @@
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ccnet.buckets import RATIO, bin_edges, bin_of, bucket, cutoffs
+from ccnet.stats import merge
+
+PERPLEXITIES = st.lists(st.integers(10, 10_000_000).map(lambda tenths: tenths / 10), min_size=1, max_size=300)
+
+
+def histogram(values):
+    return dict(Counter(str(bin_of(value)) for value in values))
+
+
+def test_every_perplexity_lies_between_the_edges_of_its_bin():
+    for tenths in range(10, 200_000):
+        low, high = bin_edges(bin_of(tenths / 10))
+        assert low <= tenths / 10 < high
+    assert bin_of(1.0) == 0
+    assert bin_edges(3)[1] == bin_edges(4)[0]
+
+
+@given(PERPLEXITIES, st.tuples(st.integers(1, 99), st.integers(1, 99)))
+def test_the_share_below_a_cutoff_is_the_wanted_one_to_within_a_bin(values, percentiles):
+    for cutoff, percentile in zip(cutoffs(histogram(values), percentiles), percentiles, strict=True):
+        wanted = Fraction(percentile, 100) * len(values)
+        assert sum(value < cutoff for value in values) >= wanted
+        assert sum(value < cutoff / RATIO * (1 - 1e-12) for value in values) < wanted
+
+
+@given(PERPLEXITIES, PERPLEXITIES)
+def test_histograms_of_parts_merge_to_that_of_the_whole(first, second):
+    whole = histogram(first + second)
+    assert merge([histogram(first), histogram(second)]) == whole
+    assert merge([histogram(second), histogram(first)]) == whole
+    reverse = dict(reversed(whole.items()))
+    assert cutoffs(whole) == cutoffs(reverse)
+
+
+def test_cutoffs_of_known_perplexities():
+    values = [float(value) for value in range(100, 200)]
+    p30, p60 = cutoffs(histogram(values))
+    assert 129 < p30 < 129 * RATIO + 1
+    assert 159 < p60 < 159 * RATIO + 1
+    assert cutoffs(histogram([50.0])) == (bin_edges(bin_of(50.0))[1],) * 2
+
+
+def test_no_perplexities():
+    for nothing in ({}, {"5": 0}):
+        with pytest.raises(ValueError, match="no perplexities"):
+            cutoffs(nothing)
+
+
+def test_bucket():
+    cut = (340.0, 520.0)
+    assert [bucket(value, cut) for value in (1.0, 339.9, 340.0, 519.9, 520.0, 1e9)] == [
+        "head",
+        "head",
+        "middle",
+        "middle",
+        "tail",
+        "tail",
+    ]
+    assert bucket(None, cut) == bucket(None, None) == bucket(100.0, None) == "all"

@@ -1,0 +1,243 @@
+import gzip
+import hashlib
+import json
+from itertools import compress, pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from crawls import open_marks, prose
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from wet_files import write_wet
+
+from ccnet.buckets import bin_of, bucket
+from ccnet.filter import Rules, filter_segment, is_held_out, keep_lines
+from ccnet.language import LanguageIdentifier, default_model
+from ccnet.normalize import paragraph_keys
+from ccnet.perplexity import LanguageModel, find_models
+from ccnet.schema import DOCUMENT
+from ccnet.stats import merge
+
+
+def run(pages_by_segment, folder, rules=Rules(min_length=20), keep="first", models=None):  # noqa: B008
+    """The rows and the statistics of each segment of a crawl of these pages."""
+    folder.mkdir(exist_ok=True)
+    sources = [write_wet(folder / f"{n}.warc.wet.gz", pages) for n, pages in enumerate(pages_by_segment)]
+    results = []
+    for n, marks in enumerate(open_marks(sources, folder / "marks", keep, rules.min_length)):
+        target = folder / f"{n}.out"
+        counts = filter_segment(
+            str(sources[n]), target, marks=marks, language_model=default_model(), rules=rules, models=models or {}
+        )
+        results.append((pq.read_table(target).to_pylist(), counts))
+    return results
+
+
+def check_sums(counts):
+    """What comes in is kept or dropped for one reason; lines of pages that are too short are not counted."""
+    for name in ("documents", "chars", "lines"):
+        assert counts[name]["in"] == counts[name]["kept"] + sum(counts[name]["dropped"].values()), name
+        assert all(type(n) is int and n >= 0 for n in counts[name]["dropped"].values())
+    assert counts["documents"]["kept"] == sum(c["documents"] for c in counts["languages"].values())
+    assert counts["chars"]["kept"] == sum(c["chars"] for c in counts["languages"].values())
+    for histogram in (counts["length"], counts["language_score"]):
+        assert sum(histogram.values()) == counts["documents"]["kept"]
+    json.dumps(counts)
+
+
+def test_the_gold_documents_of_ccnet(shared_data, tmp_path):
+    """cc_net 1.0 on the same two segments: every document, its lines, text, language, perplexity and bucket."""
+    sources = sorted((shared_data / "crawl" / "segments").glob("seg-0000[01].warc.wet.gz"))
+    with gzip.open(shared_data / "gold" / "ccnet_segments_0_1.jsonl.gz", "rt", encoding="utf-8") as lines:
+        gold = {(row["segment"], row["url"], row["digest"]): row for row in map(json.loads, lines)}
+    assert len(gold) == 803
+    models = find_models(shared_data / "lm")
+    cutoffs = {"en": (340, 520), "de": (370, 590)}  # published with the models of CCNet
+    found = {}
+    for source, marks in zip(sources, open_marks(sources, tmp_path / "marks", "none"), strict=True):
+        counts = filter_segment(
+            str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(), models=models
+        )
+        check_sums(counts)
+        for row in pq.read_table(tmp_path / "out").to_pylist():
+            found[row["cc_segment"], row["url"], row["digest"]] = row
+    assert found.keys() == gold.keys()
+    for key, row in found.items():
+        row["raw_content_sha1"] = hashlib.sha1(row["raw_content"].encode()).hexdigest()
+        assert row["bucket"] is None
+        row["bucket"] = bucket(row["perplexity"], cutoffs.get(row["language"]))
+        del gold[key]["segment"]
+        assert {name: row[name] for name in gold[key]} == gold[key]
+
+
+def test_duplicate_lines_go_and_line_ids_tell_which_stay(tmp_path):
+    own = [prose("en", seed, 6) for seed in range(3)]
+    menu = ["Home | About | Contact", "", "All rights reserved"]
+    pages = [
+        ("http://a.example/1", "A", [*menu, *own[0]]),
+        ("http://b.example:8080/2", "B", [own[1][0], *menu, *own[1], *own[0][:2]]),
+        ("http://c.example/3", "C", [*own[2], *menu]),
+    ]
+    [(first, first_counts), (second, _)] = run([pages[:2], pages[2:]], tmp_path)
+    assert [(row["url"], row["line_ids"]) for row in first + second] == [
+        ("http://a.example/1", list(range(9))),
+        ("http://b.example:8080/2", [0, *range(5, 10)]),
+        ("http://c.example/3", list(range(6))),
+    ]
+    for row, (url, title, lines) in zip(first + second, pages, strict=True):
+        kept = [lines[number] for number in row["line_ids"]]
+        assert row["raw_content"] == "\n".join(kept)
+        assert (row["length"], row["nlines"]) == (len(row["raw_content"]), len(kept))
+        assert (row["title"], row["source_domain"], row["original_nlines"]) == (title, url.split("/")[2], len(lines))
+        assert row["original_length"] == len("\n".join([title, *lines]).encode()) + 1
+        assert row["perplexity"] is None and row["bucket"] is None
+    assert first_counts["lines"] == {"in": 21, "kept": 15, "dropped": {"duplicate": 6, "short": 0}}
+    check_sums(first_counts)
+    [(none_kept, _)] = run([pages], tmp_path / "none", keep="none")
+    assert [row["line_ids"] for row in none_kept] == [list(range(5, 9)), [0, *range(5, 9 + 1)], list(range(6))]
+
+
+def test_every_reason_to_drop_a_document(tmp_path):
+    rules = Rules(min_length=100, min_length_after=150, keep=("en",), held_out=0.5)
+    english = [(f"http://x.example/{n}", str(n), prose("en", n, 3)) for n in range(40)]
+    menu = "Home " * 40
+    pages = [
+        *english,
+        ("http://x.example/short", "s", ["Too short."]),
+        *((f"http://x.example/twin{n}", "t", [menu]) for n in range(3)),
+        *((f"http://x.example/rest{n}", "r", [menu, *prose("en", 100 + n, 1, sentences=1)]) for n in range(12)),
+        *((f"http://x.example/german{n}", "g", prose("de", n, 3)) for n in range(12)),
+        *((f"http://x.example/noise{n}", "n", [f"{letter * 3} 12 // " * 40]) for n, letter in enumerate("bcdfghjklmnp")),
+    ]
+    [(rows, counts)] = run([pages], tmp_path, rules)
+    check_sums(counts)
+    dropped = counts["documents"]["dropped"]
+    assert counts["documents"]["in"] == len(pages)
+    assert dropped["short"] == 1
+    assert dropped["duplicate"] == 2  # the first of the three keeps its line
+    assert dropped["short_after_dedup"] == 12
+    assert dropped["held_out"] > 10 and dropped["language_not_kept"] > 2 and dropped["language_score"] > 2
+    assert {row["language"] for row in rows} == {"en"}
+    assert {row["url"] for row in rows} <= {url for url, *_ in english}
+    assert not any(is_held_out(row["digest"], 0.5) for row in rows)
+
+
+def test_languages_with_and_without_a_model(shared_data, tmp_path):
+    models = find_models(shared_data / "lm")
+    pages = [(f"http://{n}.example/", "t", prose(("ru", "en", "de")[n % 3], n, 4)) for n in range(24)]
+    [(rows, counts)] = run([pages], tmp_path, models=models)
+    check_sums(counts)
+    identifier = LanguageIdentifier(default_model())
+    scorers = {language: LanguageModel(*files) for language, files in models.items()}
+    assert len(rows) == 24
+    assert [row["language"] for row in rows] == ["de"] * 8 + ["en"] * 8 + ["ru"] * 8
+    for language in ("de", "en", "ru"):  # crawl order
+        numbers = [int(row["source_domain"].split(".")[0]) for row in rows if row["language"] == language]
+        assert numbers == sorted(numbers)
+    histograms = {"de": {}, "en": {}}
+    for row in rows:
+        found, score = identifier.predict(row["raw_content"])
+        assert (row["language"], row["language_score"]) == (found, round(score, 2))
+        if found == "ru":
+            assert row["perplexity"] is None
+            continue
+        assert row["perplexity"] == round(scorers[found].perplexity(row["raw_content"]), 1)
+        number = str(bin_of(row["perplexity"]))
+        histograms[found][number] = histograms[found].get(number, 0) + 1
+    assert counts["perplexity"] == histograms
+
+
+def test_row_groups_hold_one_language_and_bytes_are_the_same_again(tmp_path):
+    pages = [(f"http://x.example/{n}", "t", prose(("en", "ru")[n % 2], n, 4)) for n in range(40)]
+    first = run([pages], tmp_path / "1")
+    assert first == run([pages], tmp_path / "2")
+    one, two = tmp_path / "1" / "0.out", tmp_path / "2" / "0.out"
+    assert one.read_bytes() == two.read_bytes()
+    file = pq.ParquetFile(one)
+    assert file.schema_arrow.equals(DOCUMENT)
+    groups = [set(file.read_row_group(n).column("language").to_pylist()) for n in range(file.num_row_groups)]
+    assert groups == [{"en"}, {"ru"}]
+
+
+def test_nothing_is_left(tmp_path):
+    text = prose("en", 1, 4)
+    twins = [("http://x.example/1", "t", text), ("http://x.example/2", "t", text)]
+    for pages, keep, documents in (([], "first", 0), (twins, "none", 2), ([("http://x.example/", "t", [""])], "first", 1)):
+        [(rows, counts)] = run([pages], tmp_path / f"{keep}{documents}", keep=keep)
+        check_sums(counts)
+        assert rows == []
+        assert counts["documents"]["in"] == documents
+        assert counts["languages"] == counts["perplexity"] == counts["domains"] == {}
+
+
+def test_faults_of_the_segment_are_counted(tmp_path):
+    source = write_wet(tmp_path / "whole", [(f"http://x.example/{n}", "t", prose("en", n, 40)) for n in range(10)])
+    source.write_bytes(source.read_bytes()[:-400])
+    [marks] = open_marks([source], tmp_path / "marks")
+    counts = filter_segment(
+        str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(), models={}
+    )
+    assert counts["bad"] == {"truncated": 1}
+    assert counts["documents"]["kept"] == 9
+
+
+def test_marks_of_another_segment_are_refused(tmp_path):
+    sources = [write_wet(tmp_path / str(n), [("http://x.example/", "t", prose("en", n, 9 + n))]) for n in range(2)]
+    marks = open_marks(sources, tmp_path / "marks")
+    for source, other in zip(sources, reversed(marks), strict=True):
+        with pytest.raises(ValueError, match="hash it again"):
+            filter_segment(str(source), tmp_path / "out", marks=other, language_model=default_model(), rules=Rules(), models={})
+
+
+def test_statistics_of_segments_add_to_those_of_the_crawl(tmp_path):
+    pages = [(f"http://{n % 5}.example/", "t", prose(("en", "de")[n % 2], n, 5)) for n in range(20)]
+    parts = merge(counts for _, counts in run([pages[:7], pages[7:]], tmp_path / "two"))
+    [(_, whole)] = run([pages], tmp_path / "one")
+    assert parts == whole
+    assert whole["domains"] == {f"{n}.example": 4 for n in range(5)}
+
+
+def test_an_address_that_is_none_has_no_domain(tmp_path):
+    pages = [(url, "t", prose("en", n, 4)) for n, url in enumerate(("http://[broken", "no address", "https://u:p@h.example/"))]
+    [(rows, _)] = run([pages], tmp_path)
+    assert [row["source_domain"] for row in rows] == ["", "", "u:p@h.example"]
+
+
+TEXT = st.text(st.characters(exclude_characters="\n", codec="utf-8"), max_size=6)
+DOCUMENTS = st.lists(st.lists(st.tuples(TEXT, st.booleans()), min_size=1), min_size=1, max_size=8)
+
+
+@settings(deadline=None)  # the kernels are compiled in the first example
+@given(DOCUMENTS, st.integers(0, 3))
+def test_keep_lines_against_lists_of_lines(documents, before):
+    """`before`: documents of a longer array that come before a slice of it."""
+    texts = ["\n".join(line for line, _ in lines) for lines in documents]
+    array = pa.array(["other\ntext"] * before + texts, pa.string())[before:]
+    _, offsets = paragraph_keys(array)
+    keep = np.array([kept for lines in documents for _, kept in lines])
+    content, line_ids = keep_lines(array, offsets, keep)
+    content.validate(full=True)
+    for lines, text, numbers in zip(documents, content.to_pylist(), line_ids, strict=True):
+        flags = [kept for _, kept in lines]
+        assert text == "\n".join(compress((line for line, _ in lines), flags))
+        assert numbers.tolist() == list(compress(range(len(lines)), flags))
+
+
+def test_held_out_pages_are_a_share_that_grows_with_it():
+    digests = [f"sha1:{number:032d}" for number in range(5000)]
+    sets = [{digest for digest in digests if is_held_out(digest, share)} for share in (0.0, 0.02, 0.1, 0.5, 1.0)]
+    for small, large in pairwise(sets):
+        assert small < large
+    assert [len(held_out) for held_out in (sets[0], sets[-1])] == [0, 5000]
+    assert abs(len(sets[1]) - 100) < 40 and abs(len(sets[2]) - 500) < 90
+
+
+def test_models_that_are_none(tmp_path):
+    pages = [("http://x.example/", "t", prose("en", 1, 4))]
+    noise = Path(write_wet(tmp_path / "noise", []))
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
+        run([pages], tmp_path / "1", models={"en": (noise, noise)})
+    assert run([pages], tmp_path / "2", models={"fr": (noise, noise)})[0][1]["documents"]["kept"] == 1

@@ -1,0 +1,103 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.config import LlamaConfig
+from model.llama import Llama
+
+# Table 2 of arXiv 2302.13971; the exact counts are those of the released weights.
+RELEASED = {
+    "7B": (LlamaConfig(), 6_738_415_616),
+    "13B": (LlamaConfig(dim=5120, layers=40, heads=40, kv_heads=40, hidden=13824), 13_015_864_320),
+    "33B": (LlamaConfig(dim=6656, layers=60, heads=52, kv_heads=52, hidden=17920), 32_528_943_616),
+    "65B": (LlamaConfig(dim=8192, layers=80, heads=64, kv_heads=64, hidden=22016), 65_285_660_672),
+}
+TINY = {"dim": 32, "layers": 3, "heads": 4, "kv_heads": 4, "hidden": 88, "vocab_size": 50, "max_sequence": 32}
+
+
+@pytest.mark.parametrize("size", RELEASED)
+def test_released_parameter_counts(size: str) -> None:
+    config, count = RELEASED[size]
+    assert config.parameter_count() == count
+    with torch.device("meta"):
+        model = Llama(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@settings(deadline=None)
+@given(
+    layers=st.integers(1, 3),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    half_head=st.integers(1, 5),
+    hidden=st.integers(1, 40),
+    vocab_size=st.integers(1, 60),
+    tied=st.booleans(),
+)
+def test_count_is_the_models(
+    layers: int, kv_heads: int, group: int, half_head: int, hidden: int, vocab_size: int, tied: bool
+) -> None:
+    heads = kv_heads * group
+    config = LlamaConfig(2 * half_head * heads, layers, heads, kv_heads, hidden, vocab_size, max_sequence=4, tied=tied)
+    with torch.device("meta"):
+        model = Llama(config)
+    assert config.head_dim == 2 * half_head
+    assert sum(parameter.numel() for parameter in model.parameters()) == config.parameter_count()
+
+
+@pytest.mark.parametrize("change", [{}, {"kv_heads": 2}, {"kv_heads": 1}, {"tied": True}, {"layers": 1, "hidden": 17}])
+@pytest.mark.parametrize("sequence", [1, 7, 32])
+def test_flops_are_those_of_torchs_counter(change: dict[str, int], sequence: int) -> None:
+    config = LlamaConfig(**{**TINY, **change})
+    model = Llama(config)
+    model.init_weights(0)
+    tokens = torch.randint(config.vocab_size, (2, sequence))
+    # The plain kernel computes masked scores too; they are the half that flops_per_token leaves out.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+    masked = 6 * config.layers * config.dim * sequence
+    # By convention the weights of the norms count as if they were matrices; the counter knows that they are not.
+    norms = 6 * (2 * config.layers + 1) * config.dim
+    assert counter.get_total_flops() == tokens.numel() * (config.flops_per_token(sequence) + masked - norms)
+
+
+def test_flops_of_7b() -> None:
+    # 6 · (parameters - embedding) + 6 · 32 layers · 4096 · 2048
+    assert LlamaConfig().flops_per_token(2048) == 6 * (6_738_415_616 - 32000 * 4096) + 1_610_612_736
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"dim": 0}, "dim=0: must be at least 1"),
+        ({"layers": -1}, "layers=-1: must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size=0: must be at least 1"),
+        ({"max_sequence": 0}, "max_sequence=0: must be at least 1"),
+        ({"heads": 5}, "heads=5 must divide dim=32"),
+        ({"kv_heads": 3}, "kv_heads=3 must divide heads=4"),
+        ({"kv_heads": 8}, "kv_heads=8 must divide heads=4"),
+        ({"heads": 32}, "gives heads of 1: rotary embedding needs an even number"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0: must be a positive number"),
+        ({"norm_eps": float("nan")}, "norm_eps=nan: must be a positive number"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0: must be a positive number"),
+        ({"rope_theta": float("inf")}, "rope_theta=inf: must be a positive number"),
+    ],
+)
+def test_sizes_that_do_not_fit(change: dict[str, float], told: str) -> None:
+    with pytest.raises(ValueError) as error:
+        LlamaConfig(**{**TINY, **change})
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, model.config; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
