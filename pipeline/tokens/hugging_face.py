@@ -16,8 +16,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
-
 from pipeline.tokens import tokenizer
 
 
@@ -27,7 +25,8 @@ def write_hugging_face_tokenizer(model: Path, folder: Path) -> None:
     Raises ValueError for a model that does otherwise with text than LLaMA's, which these files could not say.
     """
     processor = tokenizer.load(model)
-    _check_like_llama(model)
+    if reason := tokenizer.unlike_llama(tokenizer.specification(model)):
+        raise ValueError(f"{model}: no tokenizer.json for this tokenizer: {reason}; take one with LLaMA's settings")
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     ids = {piece: i for i, piece in enumerate(pieces)}
     special = [i for i in range(len(pieces)) if processor.is_control(i) or processor.is_unknown(i)]
@@ -85,21 +84,3 @@ def write_hugging_face_tokenizer(model: Path, folder: Path) -> None:
     for name, content in (("tokenizer.json", value), ("tokenizer_config.json", config)):
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(model, folder / "tokenizer.model")
-
-
-def _check_like_llama(model: Path) -> None:
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(model.read_bytes())
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    others = {
-        "it is no BPE model": trainer.model_type != trainer.BPE,
-        "it has no byte fallback": not trainer.byte_fallback,
-        "it marks spaces behind words": trainer.treat_whitespace_as_suffix,
-        "it normalises text": bool(normalizer.precompiled_charsmap),
-        "it adds no space before a text": not normalizer.add_dummy_prefix,
-        "it removes spaces": normalizer.remove_extra_whitespaces,
-        "it keeps spaces as they are": not normalizer.escape_whitespaces,
-        "it has pieces defined by a user": any(piece.type in (piece.USER_DEFINED, piece.UNUSED) for piece in proto.pieces),
-    }
-    if reason := next((reason for reason, holds in others.items() if holds), None):
-        raise ValueError(f"{model}: no tokenizer.json for this tokenizer: {reason}; take one with LLaMA's settings")

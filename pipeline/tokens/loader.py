@@ -89,10 +89,10 @@ class TokenStream:
         total = int(self.ends[-1])
         self.samples = max(0, total - 1) // sequence
         if not total:
-            raise ValueError(f"{opened[0].prefix}: no tokens in {len(opened)} shards: the source is empty")
+            raise ValueError(f"{opened[0].prefix}: no tokens in {len(opened)} shard(s): the source is empty")
         if not self.samples:
             raise ValueError(
-                f"{opened[0].prefix}: {total} tokens in {len(opened)} shards, "
+                f"{opened[0].prefix}: {total} tokens in {len(opened)} shard(s), "
                 f"fewer than one sample of sequence={sequence} and its label: shorten the sequence or add text"
             )
 
@@ -120,7 +120,7 @@ def permute(position: np.ndarray, n: int, seed: int, epoch: np.ndarray) -> np.nd
     the generalised Feistel cipher of Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002).
     """
     side = np.uint64(_ceil_sqrt(n))
-    base = _mix(_mix(np.uint64(seed % 2**64)) + epoch.astype(np.uint64))
+    base = _mix(_mix(np.array(seed % 2**64, np.uint64)) + epoch.astype(np.uint64))
     keys = [_mix(base + np.uint64(number)) for number in range(ROUNDS)]
     result = position.astype(np.uint64)
     walking = np.arange(len(result))

@@ -18,7 +18,7 @@ import numpy as np
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document indices
-CODES = {np.dtype("<i4"): 4, np.dtype("<u2"): 8}
+CODES: dict[np.dtype, int] = {np.dtype("<i4"): 4, np.dtype("<u2"): 8}
 DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
@@ -143,7 +143,7 @@ class Shard:
 
 
 def _map(path: Path, dtype: np.dtype, offset: int, count: int) -> np.ndarray:
-    """`count` items of the file from byte `offset`, read-only; an empty range, which the system cannot map, is an empty array."""
+    """`count` items of the file from byte `offset`, read-only; of an empty range, which can't be mapped, an empty array."""
     if not count:
         return np.empty(0, dtype)
     return np.memmap(path, dtype, "r", offset, (count,)).view(np.ndarray)

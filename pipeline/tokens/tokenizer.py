@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 MAX_SENTENCE = 4192  # bytes; longer lines don't train the model
 LLAMA: dict[str, Any] = {
@@ -66,7 +67,9 @@ def train(texts: Iterable[str], model: Path, *, vocab_size: int) -> dict[str, in
                 f"tokenizer.vocab_size={vocab_size}: {counts['bytes']} bytes of text allow at most {limit[1]} pieces"
             ) from None
         if least := re.search(r"smaller than required_chars. \d+ vs (\d+)", str(error)):
-            raise ValueError(f"tokenizer.vocab_size={vocab_size}: the characters of the text alone need {least[1]} pieces") from None
+            raise ValueError(
+                f"tokenizer.vocab_size={vocab_size}: the characters of the text alone need {least[1]} pieces"
+            ) from None
         raise ValueError(f"tokenizer.vocab_size={vocab_size}: SentencePiece can't train on this text ({error})") from None
     model.write_bytes(written.getvalue())
     return counts
@@ -88,3 +91,26 @@ def load(model: Path) -> sentencepiece.SentencePieceProcessor:
 def digest(model: Path) -> str:
     """The SHA-256 of a model file, hexadecimal; token shards carry it."""
     return hashlib.sha256(model.read_bytes()).hexdigest()
+
+
+def specification(model: Path) -> Any:
+    """What a model file holds, settings and pieces: sentencepiece's ModelProto."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.read_bytes())
+    return proto
+
+
+def unlike_llama(proto: Any) -> str | None:
+    """What a model does otherwise with text than LLaMA's, the vocabulary aside; None where it is nothing."""
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    others = {
+        "it is no BPE model": trainer.model_type != trainer.BPE,
+        "it has no byte fallback": not trainer.byte_fallback,
+        "it marks spaces behind words": trainer.treat_whitespace_as_suffix,
+        "it normalises text": bool(normalizer.precompiled_charsmap),
+        "it adds no space before a text": not normalizer.add_dummy_prefix,
+        "it removes spaces": normalizer.remove_extra_whitespaces,
+        "it keeps spaces as they are": not normalizer.escape_whitespaces,
+        "it has pieces defined by a user": any(piece.type in (piece.USER_DEFINED, piece.UNUSED) for piece in proto.pieces),
+    }
+    return next((reason for reason, holds in others.items() if holds), None)
