@@ -16,8 +16,8 @@ UNSCORED = "all"
 
 
 def bin_of(perplexity: float) -> int:
-    """The number of the bin of a perplexity (>= 1)."""
-    return math.floor(math.log(perplexity) / math.log(RATIO))
+    """The number of the bin of a perplexity. Bin 0 also has those below 1, which no model of probabilities gives."""
+    return math.floor(math.log(max(perplexity, 1.0)) / math.log(RATIO))
 
 
 def bin_edges(number: int) -> tuple[float, float]:

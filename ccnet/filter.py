@@ -50,7 +50,13 @@ class Rules:
 
 @dataclass
 class Tally:
-    """Counts of one segment by reason; `statistics` is their JSON form, mergeable by addition."""
+    """Counts of one segment by reason; `statistics` is their JSON form, mergeable by addition.
+
+    Lines and characters are those of raw_content, LF between lines being a character. What deduplication takes out of a
+    document counts as duplicate, line ends that go with the lines included; what is left counts as kept, or by the reason
+    that drops the document. Pages that are too short count with their characters but are never split into lines. So for
+    documents, chars and lines alike: in = kept + the sum over all reasons.
+    """
 
     read: Counter[str] = field(default_factory=Counter)
     documents: Counter[str] = field(default_factory=Counter)

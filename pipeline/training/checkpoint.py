@@ -41,7 +41,7 @@ class Fragment:
 
 
 def save(engine: "DeepSpeedEngine", folder: Path, step: int, job: dict[str, Any], keep: int) -> None:
-    """Writes `folder/step-{step}` (all ranks call this), then removes all but the newest `keep` checkpoints."""
+    """Writes `folder/step-{step}` (all ranks call this), then removes all but the newest `keep` checkpoints up to it."""
     rank, world = dist.get_rank(), dist.get_world_size()
     temporary = folder / f".step-{step:08d}.tmp"
     if rank == 0:
@@ -68,11 +68,13 @@ def save(engine: "DeepSpeedEngine", folder: Path, step: int, job: dict[str, Any]
             temporary / "checkpoint.json",
             {"step": step, "adam_step": step, "parameters": shapes, "files": files, "job": job},
         )
-        shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
-        temporary.rename(folder / f"step-{step:08d}")
+        final = folder / f"step-{step:08d}"
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
         sync_folder(folder)
-        for old in _all(folder)[:-keep]:
-            shutil.rmtree(old)
+        kept = [path for path in _all(folder) if path <= final][-keep:]
+        for other in set(_all(folder)) - set(kept):  # one of a later step was broken and passed over
+            shutil.rmtree(other)
     dist.barrier()
 
 
@@ -83,13 +85,14 @@ def latest(folder: Path) -> Path | None:
             files = read_json(path / "checkpoint.json")["files"]
             if broken := next((name for name, digest in files.items() if digest_file(path / name) != digest), None):
                 raise ValueError(f"{broken} has another digest")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"warning: {path} is broken and passed over: {error}", file=sys.stderr, flush=True)
             continue
         return path
     return None
 
 
+@torch.no_grad()
 def load(engine: "DeepSpeedEngine", path: Path) -> int:
     """Puts weights, moments and Adam's step count of a checkpoint into the engine; returns its step.
 

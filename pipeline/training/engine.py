@@ -15,7 +15,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def deepspeed_config(train: TrainConfig, zero: ZeroConfig, world: int) -> dict[str, Any]:
-    """The dictionary that `deepspeed.initialize` takes. Raises ValueError where the batch can't be divided."""
+    """The dictionary that `deepspeed.initialize` takes.
+
+    Raises ValueError where the batch can't be divided, and for bf16 without ZeRO: DeepSpeed's optimizer for that takes one
+    step too many, with zero gradients, before the first.
+    """
+    if train.dtype == "bf16" and zero.stage == 0:
+        raise ValueError("zero.stage=0: train.dtype=bf16 needs ZeRO's master weights; choose zero.stage 1, 2 or 3")
     return {
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": train.accumulation(world),

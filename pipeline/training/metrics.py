@@ -38,7 +38,7 @@ class Metrics:
         self._last = (start, time.monotonic())
 
     def log(self, step: int, tokens_per_step: int, **values: float) -> None:
-        """One row: `values`, the tokens so far and the tokens a second since the last row."""
+        """One row, durable: `values`, the tokens so far and the tokens a second since the last row."""
         last_step, last_time = self._last
         now = time.monotonic()
         self._last = (step, now)
@@ -46,6 +46,7 @@ class Metrics:
         row = {"step": step, "tokens": step * tokens_per_step, "tokens_per_second": tokens_per_step / seconds, **values}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())
         for name, value in row.items():
             if name != "step":
                 self._board.add_scalar(name, value, step)
@@ -61,9 +62,7 @@ class Metrics:
         self._last = (self._last[0], self._last[1] + seconds)
 
     def close(self) -> None:
-        """Makes everything durable."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Closes the files."""
         self._file.close()
         self._board.close()
         sys.stdout.flush()

@@ -60,25 +60,27 @@ def train(job: Job, folder: Path) -> None:
             loss_sum += micro_sum.detach()
 
         last = step == config.steps
-        begin = time.monotonic()
         checked = {}
         if step % config.validate_every == 0 or last:
+            begin = time.monotonic()
             engine.eval()
             sums = validation_sums(engine, validation, config.micro_batch, DEVICE, rank, world)
             engine.train()
             dist.all_reduce(sums)
             checked["validation_loss"] = perplexity(sums)["loss"]
-        if step % config.checkpoint_every == 0 or last:
-            checkpoint.save(engine, checkpoints, step, job.json(), config.keep_checkpoints)
-        paused = time.monotonic() - begin
-        if metrics:
-            metrics.skip_time(paused)
+            if metrics:
+                metrics.skip_time(time.monotonic() - begin)
         if step == 1 or step % config.log_every == 0 or checked:
             dist.all_reduce(loss_sum)
             if metrics:
                 if (norm := engine.get_global_grad_norm()) is not None:  # DeepSpeed without ZeRO keeps it to itself
                     checked["grad_norm"] = float(norm)
                 metrics.log(step, config.batch_tokens, loss=(loss_sum / count).item(), lr=rate, **checked)
+        if step % config.checkpoint_every == 0 or last:  # after the row: a run that goes on from here writes none for this step
+            begin = time.monotonic()
+            checkpoint.save(engine, checkpoints, step, job.json(), config.keep_checkpoints)
+            if metrics:
+                metrics.skip_time(time.monotonic() - begin)
     if metrics:
         metrics.close()
 
@@ -103,11 +105,11 @@ def _from_rank_0(path: Path | None) -> Path | None:
 
 
 def _end_with_launcher() -> None:
-    """Ends this rank when the process that started it is gone: a killed run leaves nothing behind."""
-    launcher = os.getppid()
+    """Ends this rank when torchrun or the process that started that is gone: a killed run leaves nothing behind."""
+    torchrun, launcher = os.getppid(), Path("/proc", os.environ["LAUNCHER"])
 
     def watch() -> None:
-        while os.getppid() == launcher:
+        while os.getppid() == torchrun and launcher.exists():  # torchrun may have gone before this rank was here
             time.sleep(0.1)
         os._exit(1)
 

@@ -1,6 +1,7 @@
 from collections import Counter
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +39,27 @@ def test_histograms_of_parts_merge_to_that_of_the_whole(first, second):
     assert merge([histogram(second), histogram(first)]) == whole
     reverse = dict(reversed(whole.items()))
     assert cutoffs(whole) == cutoffs(reverse)
+
+
+def check_against_quantiles(values, percentiles):
+    wanted = np.quantile(values, np.array(percentiles) / 100, method="inverted_cdf")
+    for cutoff, quantile in zip(cutoffs(histogram(values), percentiles), wanted, strict=True):
+        assert quantile < cutoff <= quantile * RATIO * (1 + 1e-12)
+
+
+@given(PERPLEXITIES, st.tuples(*[st.sampled_from([12.5, 25.0, 50.0, 75.0])] * 2))  # eighths, so numpy's ranks are exact
+def test_cutoffs_are_quantiles_to_within_a_bin(values, percentiles):
+    check_against_quantiles(values, percentiles)
+
+
+def test_cutoffs_of_many_documents_are_quantiles_to_within_a_bin():
+    check_against_quantiles(np.random.default_rng(0).lognormal(6, 1, 10_001).round(1).tolist(), (30.0, 60.0))
+
+
+def test_perplexities_of_one_and_below_are_in_the_first_bin():
+    assert [bin_of(value) for value in (1.0, 0.9, 0.1, 0.0)] == [0] * 4
+    p30, p60 = cutoffs(histogram([0.0, 0.5, 1.0]))
+    assert bucket(0.0, (p30, p60)) == bucket(1.0, (p30, p60)) == "head"
 
 
 def test_cutoffs_of_known_perplexities():

@@ -1,6 +1,9 @@
 import gzip
 import hashlib
 import json
+import subprocess
+import sys
+from functools import partial
 from itertools import compress, pairwise
 from pathlib import Path
 
@@ -8,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sentencepiece
 from crawls import open_marks, prose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wet_files import write_wet
 
+from ccnet import filter
 from ccnet.buckets import bin_of, bucket
 from ccnet.filter import Rules, filter_segment, is_held_out, keep_lines
 from ccnet.language import LanguageIdentifier, default_model
@@ -20,6 +25,7 @@ from ccnet.normalize import paragraph_keys
 from ccnet.perplexity import LanguageModel, find_models
 from ccnet.schema import DOCUMENT
 from ccnet.stats import merge
+from ccnet.wet import read_pages
 
 
 def run(pages_by_segment, folder, rules=Rules(min_length=20), keep="first", models=None):  # noqa: B008
@@ -56,7 +62,7 @@ def test_the_gold_documents_of_ccnet(shared_data, tmp_path):
     assert len(gold) == 803
     models = find_models(shared_data / "lm")
     cutoffs = {"en": (340, 520), "de": (370, 590)}  # published with the models of CCNet
-    found = {}
+    found, kept = {}, 0
     for source, marks in zip(sources, open_marks(sources, tmp_path / "marks", "none"), strict=True):
         counts = filter_segment(
             str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(), models=models
@@ -64,6 +70,8 @@ def test_the_gold_documents_of_ccnet(shared_data, tmp_path):
         check_sums(counts)
         for row in pq.read_table(tmp_path / "out").to_pylist():
             found[row["cc_segment"], row["url"], row["digest"]] = row
+        kept += counts["documents"]["kept"]
+    assert kept == len(gold)
     assert found.keys() == gold.keys()
     for key, row in found.items():
         row["raw_content_sha1"] = hashlib.sha1(row["raw_content"].encode()).hexdigest()
@@ -98,6 +106,69 @@ def test_duplicate_lines_go_and_line_ids_tell_which_stay(tmp_path):
     check_sums(first_counts)
     [(none_kept, _)] = run([pages], tmp_path / "none", keep="none")
     assert [row["line_ids"] for row in none_kept] == [list(range(5, 9)), [0, *range(5, 9 + 1)], list(range(6))]
+
+
+def test_bodies_without_a_final_line_end_have_no_more_lines(tmp_path):
+    """CCNet's original_nlines counts a line more there; the lines in, kept and dropped do not."""
+    menu = "Home | About | Contact"
+    bodies = [["title", menu, *prose("en", n, 4)] for n in range(3)]
+    records = []
+    for n, (lines, end) in enumerate(zip(bodies, ("", "\n", "\r"), strict=True)):
+        body = ("\n".join(lines) + end).encode()
+        headers = f"WARC-Type: conversion\r\nWARC-Target-URI: http://x.example/{n}\r\nContent-Length: {len(body)}"
+        records.append(f"WARC/1.0\r\n{headers}\r\n\r\n".encode() + body + b"\r\n\r\n")
+    source = tmp_path / "wet"
+    source.write_bytes(b"".join(records))
+    [marks] = open_marks([source], tmp_path / "marks", min_length=20)
+    counts = filter_segment(
+        str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(min_length=20), models={}
+    )
+    assert pq.read_table(tmp_path / "out").column("original_nlines").to_pylist() == [6, 5, 5]
+    assert counts["lines"] == {"in": 15, "kept": 13, "dropped": {"duplicate": 2, "short": 0}}
+    contents = ["\n".join(lines[1:]) for lines in bodies]
+    size = sum(map(len, contents))
+    lost = 2 * (len(menu) + 1)
+    assert counts["chars"] == {"in": size, "kept": size - lost, "dropped": {"duplicate": lost, "short": 0}}
+    check_sums(counts)
+
+
+def test_batches_of_one_page_change_nothing(tmp_path, monkeypatch):
+    menu = ["Home | About | Contact", ""]
+    pages = [(f"http://x.example/{n}", "t", [*menu, *prose(("en", "de")[n % 2], n // 3, 5)]) for n in range(20)]
+    whole = run([pages], tmp_path / "whole")
+    monkeypatch.setattr(filter, "read_pages", partial(read_pages, batch_bytes=1))
+    assert run([pages], tmp_path / "single") == whole
+
+
+def test_what_equals_a_limit_is_kept(tmp_path):
+    pages = [("http://x.example/", "t", prose("en", 1, 4))]
+    [([row], _)] = run([pages], tmp_path / "free")
+    score, length = row["language_score"], row["length"]
+    for name, rules, reason in (
+        ("score", Rules(threshold=score), None),
+        ("higher score", Rules(threshold=score + 0.001), "language_score"),
+        ("length", Rules(min_length_after=length), None),
+        ("longer", Rules(min_length_after=length + 1), "short_after_dedup"),
+    ):
+        [(rows, counts)] = run([pages], tmp_path / name, rules)
+        assert rows == ([] if reason else [row])
+        assert reason is None or counts["documents"]["dropped"][reason] == 1
+
+
+def test_a_model_that_is_never_surprised(shared_data, tmp_path):
+    """Perplexity 1, the lowest: all of its pieces have probability 1."""
+    sp_model, _ = find_models(shared_data / "lm")["en"]
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(sp_model))
+    words = ["<unk>", "<s>", "</s>", *(pieces.id_to_piece(number) for number in range(3, len(pieces)))]
+    arpa = ["\\data\\", f"ngram 1={len(words)}", "ngram 2=1", "", "\\1-grams:", *(f"0\t{word}\t0" for word in words)]
+    arpa += ["", "\\2-grams:", "0\t<s> </s>", "", "\\end\\", ""]
+    (tmp_path / "arpa").write_text("\n".join(arpa), encoding="utf-8")
+    tool = Path(sys.prefix) / "bin" / "build_binary"
+    subprocess.run([tool, "probing", tmp_path / "arpa", tmp_path / "bin"], check=True, capture_output=True)
+    pages = [("http://x.example/", "t", prose("en", 1, 4))]
+    [([row], counts)] = run([pages], tmp_path / "run", models={"en": (sp_model, tmp_path / "bin")})
+    assert row["perplexity"] == 1.0
+    assert counts["perplexity"] == {"en": {"0": 1}}
 
 
 def test_every_reason_to_drop_a_document(tmp_path):
@@ -190,6 +261,14 @@ def test_marks_of_another_segment_are_refused(tmp_path):
     for source, other in zip(sources, reversed(marks), strict=True):
         with pytest.raises(ValueError, match="hash it again"):
             filter_segment(str(source), tmp_path / "out", marks=other, language_model=default_model(), rules=Rules(), models={})
+
+
+def test_marks_of_a_longer_segment_are_refused(tmp_path):
+    pages = [(f"http://x.example/{n}", "t", prose("en", n, 9)) for n in range(3)]
+    [marks] = open_marks([write_wet(tmp_path / "whole", pages)], tmp_path / "marks")
+    source = write_wet(tmp_path / "begun", pages[:2])
+    with pytest.raises(ValueError, match="hash it again"):
+        filter_segment(str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(), models={})
 
 
 def test_statistics_of_segments_add_to_those_of_the_crawl(tmp_path):

@@ -1,0 +1,200 @@
+"""Checkpoints: fragments put together however they were cut, and what a crash can leave behind."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import KINDS, _Pieces, latest, load, load_weights, save
+
+# Fragments
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.data())
+def test_fragments_cut_elsewhere_than_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, size: int, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    whole = {kind: torch.randn(size, generator=torch.Generator().manual_seed(i)) for i, kind in enumerate(KINDS)}
+    cuts = data.draw(st.lists(st.integers(0, size), max_size=6).map(sorted))
+    files: list[dict[str, torch.Tensor]] = [{}, {}, {}]
+    for low, high in zip([0, *cuts], [*cuts, size], strict=True):
+        if low < high:
+            file = data.draw(st.integers(0, 2))
+            files[file] |= {f"{kind}|layers.0.w.weight|{low}": whole[kind][low:high].clone() for kind in KINDS}
+    for rank, tensors in enumerate(files):
+        save_file(tensors, folder / f"rank-{rank:05d}.safetensors")
+    pieces = _Pieces(folder)
+    for _ in range(5):
+        start = data.draw(st.integers(0, size))
+        end = data.draw(st.integers(start, size))
+        kind = data.draw(st.sampled_from(KINDS))
+        assert torch.equal(pieces.read(kind, "layers.0.w.weight", start, end - start), whole[kind][start:end])
+
+
+@pytest.mark.parametrize(("start", "count", "has"), [(0, 10, 8), (3, 4, 2), (8, 3, 2), (5, 0, 0)])
+def test_a_gap_between_fragments(tmp_path: Path, start: int, count: int, has: int) -> None:
+    save_file({"weight|w|0": torch.zeros(5), "weight|w|7": torch.zeros(3)}, tmp_path / "rank-00000.safetensors")
+    pieces = _Pieces(tmp_path)
+    if has == count:
+        assert len(pieces.read("weight", "w", start, count)) == count
+    else:
+        with pytest.raises(ValueError, match=f"^weight of w: the checkpoint has {has} of the elements"):
+            pieces.read("weight", "w", start, count)
+    with pytest.raises(ValueError, match=r"^exp_avg of w: the checkpoint has 0 of the elements 0 to 2$"):
+        pieces.read("exp_avg", "w", 0, 2)
+
+
+# Whole checkpoints, with an engine of one process without ZeRO
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = tmp_path_factory.mktemp("store") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def engine(seed: int, width: int = 4) -> Any:
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
+    return SimpleNamespace(module=module, optimizer=torch.optim.AdamW(module.parameters(), lr=0.1))
+
+
+def step(engine: Any, number: int) -> float:
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(number))
+    loss = engine.module(x).square().sum()
+    engine.optimizer.zero_grad()
+    loss.backward()
+    engine.optimizer.step()
+    return float(loss.detach())
+
+
+def saved(folder: Path, *steps: int, keep: int = 10) -> Any:
+    folder.mkdir(exist_ok=True)
+    trained = engine(0)
+    for number in range(1, max(steps) + 1):
+        step(trained, number)
+        if number in steps:
+            save(trained, folder, number, {"a job": 1}, keep)
+    return trained
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_going_on_is_bitwise_the_same(tmp_path: Path) -> None:
+    trained = saved(tmp_path, 3)
+    expected = [step(trained, number) for number in (4, 5, 6)]
+    newest = latest(tmp_path)
+    assert newest == tmp_path / "step-00000003"
+    other = engine(1)
+    assert load(other, newest) == 3
+    assert [step(other, number) for number in (4, 5, 6)] == expected
+
+
+def test_what_is_in_a_checkpoint(tmp_path: Path) -> None:
+    trained = saved(tmp_path, 2)
+    path = tmp_path / "step-00000002"
+    assert names(path) == ["checkpoint.json", "rank-00000.safetensors"]
+    manifest = json.loads((path / "checkpoint.json").read_text())
+    shapes = {name: list(parameter.shape) for name, parameter in trained.module.named_parameters()}
+    assert (manifest["step"], manifest["adam_step"], manifest["parameters"]) == (2, 2, shapes)
+    assert manifest["job"] == {"a job": 1}
+    for name, weight in load_weights(path).items():
+        assert torch.equal(weight, trained.module.state_dict()[name])
+
+
+def test_same_bytes_twice(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        saved(tmp_path / name, 2)
+    for path in (tmp_path / "a" / "step-00000002").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / "step-00000002" / path.name).read_bytes()
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, 3, 4, 5, keep=2)
+    assert names(tmp_path) == ["step-00000004", "step-00000005"]
+
+
+def test_a_broken_checkpoint_of_a_later_step_takes_no_good_ones_place(tmp_path: Path) -> None:
+    saved(tmp_path, 2, 3, 4)
+    for later in ("step-00000003", "step-00000004"):
+        (tmp_path / later / "checkpoint.json").unlink()
+    assert latest(tmp_path) == tmp_path / "step-00000002"
+    going_on = engine(1)
+    load(going_on, tmp_path / "step-00000002")
+    step(going_on, 3)
+    save(going_on, tmp_path, 3, {}, keep=1)
+    assert names(tmp_path) == ["step-00000003"]
+    assert latest(tmp_path) == tmp_path / "step-00000003"
+
+
+def test_none(tmp_path: Path) -> None:
+    assert latest(tmp_path) is None
+    assert latest(tmp_path / "nowhere") is None
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+RANK, MANIFEST = "rank-00000.safetensors", "checkpoint.json"
+BROKEN = {
+    "weights missing": lambda path: (path / RANK).unlink(),
+    "weights truncated": lambda path: (path / RANK).write_bytes((path / RANK).read_bytes()[:-1]),
+    "weights empty": lambda path: (path / RANK).write_bytes(b""),
+    "weights with another bit": lambda path: flip(path / RANK),
+    "manifest missing": lambda path: (path / MANIFEST).unlink(),
+    "manifest truncated": lambda path: (path / MANIFEST).write_bytes((path / MANIFEST).read_bytes()[:-20]),
+    "manifest empty": lambda path: (path / MANIFEST).write_bytes(b""),
+    "manifest of zeros": lambda path: (path / MANIFEST).write_bytes(bytes(500)),
+    "manifest of something else": lambda path: (path / MANIFEST).write_text("null"),
+    "an empty folder": lambda path: (shutil.rmtree(path), path.mkdir()),
+    "a file in its place": lambda path: (shutil.rmtree(path), path.write_text("")),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_newest_checkpoint_is_passed_over(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path, 2, 3)
+    BROKEN[how](tmp_path / "step-00000003")
+    assert latest(tmp_path) == tmp_path / "step-00000002"
+    [warning] = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path / 'step-00000003'} is broken and passed over: ")
+
+
+def test_a_half_written_checkpoint_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any point before the rename, a save leaves the former checkpoint the newest, and hinders no later save."""
+    trained = saved(tmp_path, 2)
+    for function in ("save_file", "digest_file", "write_json"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, function, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                save(trained, tmp_path, 3, {}, 1)
+        assert names(tmp_path) == [".step-00000003.tmp", "step-00000002"]
+        assert latest(tmp_path) == tmp_path / "step-00000002"
+    save(trained, tmp_path, 3, {}, 1)
+    assert names(tmp_path) == ["step-00000003"]
+
+
+def test_another_model(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"made for another model: 0.weight and 2 more parameters differ$"):
+        load(engine(0, width=5), tmp_path / "step-00000001")
