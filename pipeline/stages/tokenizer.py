@@ -56,6 +56,10 @@ def chosen_parts(stage: Stage) -> list[dict[str, Any]]:
 def copy_unit(outputs: Outputs, existing: Path) -> dict[str, Any]:
     """Work of the unit where a model is given."""
     tokenizer.load(existing)
+    if reason := tokenizer.unlike_llama(tokenizer.specification(existing)):
+        raise ValueError(
+            f"tokenizer.model={existing}: {reason}, so no Hugging Face tokenizer can be exported; take one like LLaMA's"
+        )
     shutil.copyfile(existing, outputs.path(MODEL))
     return {}
 

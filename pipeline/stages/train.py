@@ -41,6 +41,8 @@ def check(config: Config, pieces: int) -> None:
     """Raises ValueError for a model, a tokenizer and a training that don't fit together."""
     model, train = config.model, config.train
     train.accumulation(train.processes)
+    if train.dtype == "bf16" and config.zero.stage == 0:
+        raise ValueError("zero=0: train.dtype=bf16 needs ZeRO's master weights; choose zero=1, 2 or 3")
     if model.vocab_size < pieces:
         raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {pieces} pieces")
     if model.max_sequence < train.sequence:

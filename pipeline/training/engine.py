@@ -11,6 +11,9 @@ from torch import nn
 
 from pipeline.training.settings import TrainConfig, ZeroConfig
 
+# An all-reduce for inference on CPUs, which DeepSpeed would compile in the first start: a start that is killed while torch's
+# lock on the build is held makes the next one wait for ever, and its buffers (67 MB a rank) stay in /dev/shm.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -42,9 +45,6 @@ def build_engine(model: nn.Module, train: TrainConfig, zero: ZeroConfig, world: 
         {"params": vectors, "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps)
-    # A kernel for inference that DeepSpeed would compile at every first start; a start that is killed while torch's lock
-    # on its build is held makes the next one wait for ever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=deepspeed_config(train, zero, world))
     return engine
 
