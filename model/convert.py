@@ -157,6 +157,9 @@ def _weight_files(folder: Path) -> list[Path]:
     shard_of = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict):
         raise ValueError(f"{folder / INDEX}: weight_map is missing")
+    for name in shard_of.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{folder / INDEX}: weight_map has {name!r}, which is not the name of a file in this folder")
     return [folder / name for name in sorted(set(shard_of.values()))]
 
 

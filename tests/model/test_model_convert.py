@@ -153,6 +153,9 @@ def test_missing_files(folder: Path, tmp_path: Path) -> None:
     assert WEIGHTS in error_of(lambda: from_hugging_face(folder))
     (folder / INDEX).write_text("{}")
     assert f"{INDEX}: weight_map is missing" in error_of(lambda: from_hugging_face(folder))
+    for name in (7, None, ["part.safetensors"], "../good/part.safetensors", str(folder / "part.safetensors")):
+        (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+        assert f"{INDEX}: weight_map has {name!r}" in error_of(lambda: from_hugging_face(folder))
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "part.safetensors", "b": "lost.safetensors"}}))
     assert "lost.safetensors" in error_of(lambda: from_hugging_face(folder))
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "part.safetensors"}}))
