@@ -87,7 +87,7 @@ def train(
     text is too small, or `vocab_size` has no room for its characters.
     """
     with tempfile.TemporaryDirectory(dir=arpa_bin.parent, prefix=f"{language}.") as folder:
-        work = Path(folder)
+        work = Path(folder).resolve()  # the programs run in it
         documents = size = 0
         characters: Counter[str] = Counter()
         with (work / "text").open("w", encoding="utf-8", newline="\n") as paragraphs:
@@ -126,9 +126,9 @@ def train(
             for text in _texts(language, samples):
                 lines.write(" ".join(pieces.encode(lm_text(text), out_type=str)) + "\n")
         memory = f"{max(64, min(8192, 20 * size >> 20))}M"
-        _run(language, work, "lmplz", "-o", str(order), "-S", memory, "-T", folder, "--vocab_estimate", "65536",
+        _run(language, work, "lmplz", "-o", str(order), "-S", memory, "-T", str(work), "--vocab_estimate", "65536",
              "--discount_fallback", "--text", str(work / "pieces"), "--arpa", str(work / "arpa"))  # fmt: skip
-        _run(language, work, "build_binary", "-T", folder, "probing", str(work / "arpa"), str(work / "bin"))
+        _run(language, work, "build_binary", "-T", str(work), "probing", str(work / "arpa"), str(work / "bin"))
         sp_model.write_bytes(model.getvalue())
         (work / "bin").replace(arpa_bin)
     return {"documents": documents, "bytes": size, "pieces": pieces.get_piece_size()}

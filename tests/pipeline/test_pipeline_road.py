@@ -1,13 +1,15 @@
 """The whole road once, small: what comes out is what users are promised."""
 
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import datasets
 import pytest
 import sentencepiece
 import torch
-from road import run, run_good
+from road import ROOT, run, run_good
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ccnet.schema import DOCUMENT
@@ -18,9 +20,9 @@ from pipeline.training.metrics import read_metrics
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
-    """(out, what was printed) of `all`."""
+    """(out, what was printed) of `all`, with `out` relative to the current folder as users have it."""
     out = tmp_path_factory.mktemp("road") / "out"
-    return out, run_good("all", out)
+    return out, run_good("all", Path(os.path.relpath(out, ROOT)))
 
 
 def result(out, stage):
