@@ -43,8 +43,9 @@ def command(stage: str, out: Path, *overrides: str) -> list[str]:
 
 
 def run(stage: str, out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Runs a stage to its end."""
-    return subprocess.run(command(stage, out, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=900)
+    """Runs a stage to its end, on a screen wide enough for the paths of tests."""
+    wide = {**os.environ, "COLUMNS": "250"}
+    return subprocess.run(command(stage, out, *overrides), cwd=ROOT, env=wide, capture_output=True, text=True, timeout=900)
 
 
 def run_good(stage: str, out: Path, *overrides: str) -> str:
