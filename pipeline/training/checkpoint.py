@@ -1,11 +1,13 @@
 """Checkpoints: the fragments of weights and Adam's moments that each rank holds, in safetensors; no pickle.
 
 `step-{step}/rank-{rank}.safetensors` has tensors `{kind}|{parameter}|{first element}`, kind weight, exp_avg or
-exp_avg_sq, all fp32 and flat; `step-{step}/checkpoint.json` has the step, Adam's step count, the shapes of the
-parameters, and the digest of every file. Loading reads the slices it needs, so the world size and the ZeRO stage may be
-others than those that wrote. A checkpoint is a folder that was renamed when all of its files were there and synced.
+exp_avg_sq, all fp32 and flat; `step-{step}/checkpoint.json` has the step, the number of samples trained on, Adam's step
+count, the shapes of the parameters, the digest of every file, and the job. Loading reads the slices it needs, so the world
+size and the ZeRO stage may be others than those that wrote. A checkpoint is a folder that was renamed when all of its files
+were there and synced.
 """
 
+import functools
 import os
 import shutil
 import sys
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # reading needs no DeepSpeed
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 MOMENTS = KINDS[1:]
+ORDER = ("tokens", "train.sequence", "train.seed")  # of the job: what a sample index is the index of
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,16 @@ class Fragment:
     tensors: dict[str, Tensor]
 
 
-def save(engine: "DeepSpeedEngine", folder: Path, step: int, job: dict[str, Any], keep: int) -> None:
-    """Writes `folder/step-{step}` (all ranks call this), then removes all but the newest `keep` checkpoints up to it."""
+def save(engine: "DeepSpeedEngine", folder: Path, step: int, sample: int, job: dict[str, Any], keep: int) -> None:
+    """Writes `folder/step-{step}` (all ranks call this), then removes all but the newest `keep` checkpoints up to it.
+
+    `sample` is the number of samples trained on: the index of the next one.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     temporary = folder / f".step-{step:08d}.tmp"
     if rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in folder.glob(".step-*.tmp"):
+            shutil.rmtree(left)
         temporary.mkdir(parents=True)
     dist.barrier()
     path = temporary / f"rank-{rank:05d}.safetensors"
@@ -58,16 +65,20 @@ def save(engine: "DeepSpeedEngine", folder: Path, step: int, job: dict[str, Any]
     save_file(tensors, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    digest = torch.frombuffer(bytearray.fromhex(digest_file(path)), dtype=torch.uint8).clone()
+    device = next(engine.module.parameters()).device  # NCCL gathers from there
+    digest = torch.frombuffer(bytearray.fromhex(digest_file(path)), dtype=torch.uint8).to(device)
     digests = [torch.empty_like(digest) for _ in range(world)]
     dist.all_gather(digests, digest)
     if rank == 0:
-        shapes = {name: list(_full_shape(parameter)) for name, parameter in engine.module.named_parameters()}
-        files = {f"rank-{r:05d}.safetensors": bytes(digests[r].tolist()).hex() for r in range(world)}
-        write_json(
-            temporary / "checkpoint.json",
-            {"step": step, "adam_step": step, "parameters": shapes, "files": files, "job": job},
-        )
+        manifest = {
+            "step": step,
+            "sample": sample,
+            "adam_step": _adam_step(engine),
+            "parameters": _shapes(engine),
+            "files": {f"rank-{r:05d}.safetensors": bytes(digests[r].tolist()).hex() for r in range(world)},
+            "job": job,
+        }
+        write_json(temporary / "checkpoint.json", manifest)
         final = folder / f"step-{step:08d}"
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -93,13 +104,18 @@ def latest(folder: Path) -> Path | None:
 
 
 @torch.no_grad()
-def load(engine: "DeepSpeedEngine", path: Path) -> int:
-    """Puts weights, moments and Adam's step count of a checkpoint into the engine; returns its step.
+def load(engine: "DeepSpeedEngine", path: Path, job: dict[str, Any]) -> tuple[int, int]:
+    """Puts weights, moments and Adam's step count of a checkpoint into the engine.
 
-    Raises ValueError where the parameters of the model are others.
+    Returns its step and the number of samples trained on. Raises ValueError where the parameters of the model are others, or
+    where a sample index of `job` means another sample.
     """
     manifest = read_json(path / "checkpoint.json")
-    shapes = {name: list(_full_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+    for name in ORDER:
+        then, now = (functools.reduce(dict.__getitem__, name.split("."), told) for told in (manifest["job"], job))
+        if then != now:
+            raise ValueError(f"{path}: {name} is {now} now and was {then}: the data has another order")
+    shapes = _shapes(engine)
     if shapes != manifest["parameters"]:
         names = [name for name in {**shapes, **manifest["parameters"]} if shapes.get(name) != manifest["parameters"].get(name)]
         raise ValueError(f"{path}: made for another model: {names[0]} and {len(names) - 1} more parameters differ")
@@ -109,7 +125,7 @@ def load(engine: "DeepSpeedEngine", path: Path) -> int:
         for kind, tensor in fragment.tensors.items():
             tensor.copy_(pieces.read(kind, fragment.name, fragment.start, tensor.numel()))
     _weights_from_masters(engine)
-    return int(manifest["step"])
+    return manifest["step"], manifest["sample"]
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -158,6 +174,10 @@ def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
+def _shapes(engine: "DeepSpeedEngine") -> dict[str, list[int]]:
+    return {name: list(_full_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+
+
 def _full_shape(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
@@ -188,16 +208,19 @@ def _replicated(engine: "DeepSpeedEngine") -> bool:
     return isinstance(engine.optimizer, torch.optim.Optimizer)
 
 
+def _adam(engine: "DeepSpeedEngine") -> torch.optim.Optimizer:
+    return engine.optimizer if _replicated(engine) else engine.optimizer.optimizer
+
+
+def _adam_step(engine: "DeepSpeedEngine") -> int:
+    return int(next(iter(_adam(engine).state.values()))["step"])
+
+
 def _make_moments(engine: "DeepSpeedEngine", step: int) -> None:
     """Adam's state as it is after `step` steps, moments still zero: AdamW makes it in its first step only."""
-    optimizer = engine.optimizer
-    if _replicated(engine):
-        adam, held = optimizer, list(engine.module.parameters())
-    else:
-        adam, held = optimizer.optimizer, _flat_partitions(optimizer)
-    for parameter in held:
-        moments = {kind: torch.zeros_like(parameter) for kind in MOMENTS}
-        adam.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+    for tensor in engine.module.parameters() if _replicated(engine) else _flat_partitions(engine.optimizer):
+        moments = {kind: torch.zeros_like(tensor, requires_grad=False) for kind in MOMENTS}
+        _adam(engine).state[tensor] = {"step": torch.tensor(float(step)), **moments}
 
 
 def _flat_partitions(optimizer: Any) -> list[Tensor]:

@@ -3,6 +3,7 @@
 DeepSpeed's own configuration is derived here from `TrainConfig` and `ZeroConfig`; it is written nowhere else.
 """
 
+import os
 from typing import Any
 
 import deepspeed
@@ -15,13 +16,21 @@ from pipeline.training.settings import TrainConfig, ZeroConfig
 # lock on the build is held makes the next one wait for ever, and its buffers (67 MB a rank) stay in /dev/shm.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BUCKET = 500_000_000  # elements of a reduction: DeepSpeed's default, which it allocates however small the model is
 
 
-def deepspeed_config(train: TrainConfig, zero: ZeroConfig, world: int) -> dict[str, Any]:
+def join_ranks() -> None:
+    """Joins the process group that torchrun's environment variables describe: gloo on CPUs, NCCL on GPUs."""
+    if DEVICE == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed("nccl" if DEVICE == "cuda" else "gloo")
+
+
+def deepspeed_config(train: TrainConfig, zero: ZeroConfig, world: int, parameters: int) -> dict[str, Any]:
     """The dictionary that `deepspeed.initialize` takes.
 
     Raises ValueError where the batch can't be divided, and for bf16 without ZeRO: DeepSpeed's optimizer for that takes one
-    step too many, with zero gradients, before the first.
+    step too many, with zero gradients, before the first, and can't sum gradients in fp32.
     """
     if train.dtype == "bf16" and zero.stage == 0:
         raise ValueError("zero.stage=0: train.dtype=bf16 needs ZeRO's master weights; choose zero.stage 1, 2 or 3")
@@ -30,7 +39,8 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig, world: int) -> dict[s
         "gradient_accumulation_steps": train.accumulation(world),
         "gradient_clipping": train.clip,
         "bf16": {"enabled": train.dtype == "bf16"},
-        "zero_optimization": {"stage": zero.stage},
+        "zero_optimization": {"stage": zero.stage, "reduce_bucket_size": min(BUCKET, parameters)},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "steps_per_print": 2**62,
     }
@@ -45,7 +55,12 @@ def build_engine(model: nn.Module, train: TrainConfig, zero: ZeroConfig, world: 
         {"params": vectors, "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=deepspeed_config(train, zero, world))
+    config = deepspeed_config(train, zero, world, sum(p.numel() for p in model.parameters()))
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=config)
+    if zero.stage == 0:  # DeepSpeed clips in the same way, but keeps the norm to itself
+        engine.clip_fp32_gradients = lambda: setattr(
+            engine, "_global_grad_norm", nn.utils.clip_grad_norm_(engine.module.parameters(), train.clip)
+        )
     return engine
 
 

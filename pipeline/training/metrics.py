@@ -1,16 +1,22 @@
-"""Metrics of a run: numbers of a step in, a line in `metrics.jsonl`, TensorBoard and the log out.
+"""Metrics of a run: numbers of a step, still on the device, in; a line in `metrics.jsonl`, TensorBoard and the log out.
 
-After a resume, lines of steps behind the checkpoint are cut, so that the file has each step once.
+A line a step: `step`, `tokens` so far, `loss` (mean over the labels of the global batch), `lr`, `grad_norm` (before it is
+clipped), `seconds` (of a step) and `tokens_per_second`, both means since the last lines were written and without validation
+and saving, and in some `validation_loss`. After a resume, lines of steps behind the checkpoint are cut, so that the file
+has each step once.
 """
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.progress import human_seconds
+from pipeline.training.settings import TrainConfig
+
+if TYPE_CHECKING:  # readers of the file don't need it
+    from torch import Tensor
 
 FILE = "metrics.jsonl"
 
@@ -23,46 +29,79 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Writes the metrics of a run of `steps` steps that goes on after step `start`."""
+    """Gathers the metrics of a run that goes on after step `start`; every rank has one, rank 0's writes to `folder`."""
 
-    def __init__(self, folder: Path, start: int, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # imports torch, which readers of the file don't need
+    def __init__(self, folder: Path, start: int, config: TrainConfig) -> None:
+        import torch.distributed as dist
 
-        rows = [row for row in read_metrics(folder) if row["step"] <= start]
-        temporary = folder / f".{FILE}.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        temporary.replace(folder / FILE)
-        self._file = (folder / FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
-        self._steps = steps
-        self._last = (start, time.monotonic())
+        self._config = config
+        self._added: list[tuple[int, float, Tensor, Tensor | float]] = []
+        self._since: float | None = None
+        self._writes = dist.get_rank() == 0
+        if self._writes:
+            from torch.utils.tensorboard import SummaryWriter
 
-    def log(self, step: int, tokens_per_step: int, **values: float) -> None:
-        """One row, durable: `values`, the tokens so far and the tokens a second since the last row."""
-        last_step, last_time = self._last
-        now = time.monotonic()
-        self._last = (step, now)
-        seconds = (now - last_time) / (step - last_step)
-        row = {"step": step, "tokens": step * tokens_per_step, "tokens_per_second": tokens_per_step / seconds, **values}
-        self._file.write(json.dumps(row) + "\n")
+            rows = [row for row in read_metrics(folder) if row["step"] <= start]
+            temporary = folder / f".{FILE}.tmp"
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            temporary.replace(folder / FILE)
+            self._file = (folder / FILE).open("a", encoding="utf-8")
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def start(self) -> None:
+        """Lets the clock run, from the start of a step."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def add(self, step: int, lr: float, loss: "Tensor", grad_norm: "Tensor | float") -> None:
+        """Keeps a step's numbers where they are. `loss` is this rank's part; the sum over the ranks is the loss."""
+        self._added.append((step, lr, loss, grad_norm))
+
+    def stop(self) -> list[dict[str, Any]]:
+        """Stops the clock; the rows of the steps that were added since. All ranks call this together."""
+        import torch
+        import torch.distributed as dist
+
+        losses = torch.stack([loss for _, _, loss, _ in self._added])
+        dist.all_reduce(losses)
+        norms = [float(norm) for *_, norm in self._added]
+        values = losses.tolist()  # waits for the device
+        assert self._since is not None
+        seconds = (time.monotonic() - self._since) / len(self._added)
+        rows: list[dict[str, Any]] = [
+            {
+                "step": step,
+                "tokens": step * self._config.batch_tokens,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": norm,
+                "seconds": round(seconds, 6),
+                "tokens_per_second": round(self._config.batch_tokens / seconds, 1),
+            }
+            for (step, lr, _, _), loss, norm in zip(self._added, values, norms, strict=True)
+        ]
+        self._added, self._since = [], None
+        return rows
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Writes the rows, and a line of progress for the last of them."""
+        if not self._writes:
+            return
+        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
         self._file.flush()
-        os.fsync(self._file.fileno())
-        for name, value in row.items():
-            if name != "step":
-                self._board.add_scalar(name, value, step)
-        left = human_seconds(seconds * (self._steps - step))
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        print(
-            f"train: step {step}/{self._steps}, {shown}, {row['tokens_per_second']:,.0f} tokens/s, {left} left",
-            flush=True,
-        )
-
-    def skip_time(self, seconds: float) -> None:
-        """Leaves time out of the rate: of validation and of saving."""
-        self._last = (self._last[0], self._last[1] + seconds)
+        os.fsync(self._file.fileno())  # a checkpoint that is saved next must not know more steps than this file
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+        last = rows[-1]
+        step, steps = last["step"], self._config.steps
+        shown = ", ".join(f"{k} {last[k]:.4g}" for k in ("loss", "validation_loss", "lr", "grad_norm") if k in last)
+        left = human_seconds(last["seconds"] * (steps - step))
+        print(f"train: step {step}/{steps}, {shown}, {last['tokens_per_second']:,.0f} tokens/s, {left} left", flush=True)
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        self._board.close()
-        sys.stdout.flush()
+        if self._writes:
+            self._file.close()
+            self._board.close()

@@ -1,18 +1,14 @@
-"""One rank of a training run: a job file in, checkpoints and metrics out.
+"""The training loop: a job and the folder of its checkpoints and metrics in, a trained model's checkpoint out.
 
-Started by torchrun (`pipeline.training.launch`): `python -m pipeline.training.trainer JOB.json`. The global batch of
-step s is samples (s - 1) * batch … s * batch - 1 of the loader; each rank takes its slice of them, so a run is the same
-whatever the number of ranks. There is no randomness but the seeds of the weights and of the sample order.
+Runs in every rank (`pipeline.training.rank`). The state of the data is one integer, the number of samples trained on; a
+step's global batch is the next `batch` samples of the loader, of which each rank takes its slice, so a run is the same
+whatever the number of ranks. There is no randomness but the seeds of the first weights and of the order of the samples, so
+there are no random states to restore.
 """
 
-import os
-import sys
 import threading
-import time
 from pathlib import Path
 
-import deepspeed
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -26,10 +22,16 @@ from pipeline.training.metrics import Metrics
 from pipeline.training.schedule import learning_rate
 
 
-def train(job: Job, folder: Path) -> None:
-    """Trains from the newest good checkpoint in `folder`, or from the first weights, to the last step."""
+def train(job: Job, folder: Path, stop: threading.Event) -> int:
+    """Trains from the newest good checkpoint in `folder`, or from the first weights, to the last step.
+
+    Where `stop` is set in any rank, all save at the next step and end there. Returns the last step that was done. Raises
+    ValueError for a job that can't be trained, in one line.
+    """
     config = job.train
     rank, world = dist.get_rank(), dist.get_world_size()
+    accumulation = config.accumulation(world)
+    share = config.batch // world
     loader = Loader([folder.parent / prefix for prefix in job.train_shards], config.sequence, config.seed, job.tokenizer)
     checks = [folder.parent / prefix for prefix in job.validation_shards]
     validation = Validation(checks, config.sequence, job.tokenizer)
@@ -37,59 +39,46 @@ def train(job: Job, folder: Path) -> None:
     model.init_weights(config.seed)
     engine = build_engine(model, config, job.zero, world)
     checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    newest = checkpoint.latest(checkpoints) if rank == 0 else None
-    newest = _from_rank_0(newest)
-    start = checkpoint.load(engine, newest) if newest else 0
-    metrics = Metrics(folder, start, config.steps) if rank == 0 else None
-    accumulation = config.accumulation(world)
+    newest = _from_rank_0(checkpoint.latest(checkpoints) if rank == 0 else None)
+    start, sample = checkpoint.load(engine, newest, job.json()) if newest else (0, 0)
+    metrics = Metrics(folder, start, config)
 
+    step = start
     for step in range(start + 1, config.steps + 1):
+        metrics.start()
         rate = learning_rate(step, config)
         set_learning_rate(engine, rate)
-        batch = _my_samples(loader, step, config.batch, rank, world)
-        labels = batch[:, 1:]
-        count = (labels >= 0).sum()
-        dist.all_reduce(count)
-        loss_sum = torch.zeros((), device=DEVICE)
-        for micro in batch.split(config.micro_batch):
-            micro_sum, _ = engine(micro[:, :-1], micro[:, 1:])
-            # DeepSpeed divides by the accumulation and averages over the ranks; the mean is over the global batch's tokens.
-            engine.backward(micro_sum * (accumulation * world / count))
-            engine.step()
-            loss_sum += micro_sum.detach()
+        batch = torch.from_numpy(loader.batch(sample + rank * share, share)).to(DEVICE, non_blocking=True)
+        tokens, labels = batch[:, :-1], batch[:, 1:]
+        told = torch.stack([(labels >= 0).sum(), torch.tensor(int(stop.is_set()), device=DEVICE)])
+        dist.all_reduce(told)
+        count, stopping = told  # labels of the global batch; ranks that were told to stop
 
-        last = step == config.steps
-        checked = {}
-        if step % config.validate_every == 0 or last:
-            begin = time.monotonic()
-            engine.eval()
-            sums = validation_sums(engine, validation, config.micro_batch, DEVICE, rank, world)
-            engine.train()
-            dist.all_reduce(sums)
-            checked["validation_loss"] = perplexity(sums)["loss"]
-            if metrics:
-                metrics.skip_time(time.monotonic() - begin)
-        if step == 1 or step % config.log_every == 0 or checked:
-            dist.all_reduce(loss_sum)
-            if metrics:
-                if (norm := engine.get_global_grad_norm()) is not None:  # DeepSpeed without ZeRO keeps it to itself
-                    checked["grad_norm"] = float(norm)
-                metrics.log(step, config.batch_tokens, loss=(loss_sum / count).item(), lr=rate, **checked)
-        if step % config.checkpoint_every == 0 or last:  # after the row: a run that goes on from here writes none for this step
-            begin = time.monotonic()
-            checkpoint.save(engine, checkpoints, step, job.json(), config.keep_checkpoints)
-            if metrics:
-                metrics.skip_time(time.monotonic() - begin)
-    if metrics:
-        metrics.close()
+        loss = torch.zeros((), device=DEVICE)  # this rank's part of the mean over the global batch's labels
+        for micro, answers in zip(tokens.split(config.micro_batch), labels.split(config.micro_batch), strict=True):
+            loss_sum, _ = engine(micro, answers)
+            engine.backward(loss_sum / count * (accumulation * world))  # DeepSpeed divides by both
+            engine.step()  # clips and steps with the last micro-batch
+            loss += loss_sum.detach() / count
+        sample += config.batch
+        metrics.add(step, rate, loss, engine.get_global_grad_norm())
 
-
-def _my_samples(loader: Loader, step: int, batch: int, rank: int, world: int) -> torch.Tensor:
-    """This rank's samples of the step's global batch: int64 [batch / world, sequence + 1]."""
-    mine = batch // world
-    rows: np.ndarray = loader.batch((step - 1) * batch + rank * mine, mine)
-    return torch.from_numpy(rows).to(DEVICE, non_blocking=True)
+        ends = step == config.steps or bool(stopping)  # waits for the start of this step, while its work is in the queue
+        validates = step % config.validate_every == 0 or step == config.steps
+        saves = step % config.checkpoint_every == 0 or ends
+        if validates or saves or step % config.log_every == 0 or step == start + 1:
+            rows = metrics.stop()
+            if validates:
+                sums = validation_sums(engine, validation, config.micro_batch, DEVICE, rank, world)
+                dist.all_reduce(sums)
+                rows[-1]["validation_loss"] = perplexity(sums)["loss"]
+            metrics.write(rows)
+        if saves:
+            checkpoint.save(engine, checkpoints, step, sample, job.json(), config.keep_checkpoints)
+        if ends:
+            break
+    metrics.close()
+    return step
 
 
 def _from_rank_0(path: Path | None) -> Path | None:
@@ -102,38 +91,3 @@ def _from_rank_0(path: Path | None) -> Path | None:
         data = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(DEVICE)
     dist.broadcast(data, 0)
     return Path(bytes(data.tolist()).decode()) if len(data) else None
-
-
-def _end_with_launcher() -> None:
-    """Ends this rank when torchrun or the process that started that is gone: a killed run leaves nothing behind."""
-    torchrun, launcher = os.getppid(), Path("/proc", os.environ["LAUNCHER"])
-
-    def watch() -> None:
-        while os.getppid() == torchrun and launcher.exists():  # torchrun may have gone before this rank was here
-            time.sleep(0.1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main(path: Path) -> int:
-    """Entry of a rank; mistakes of the user are one line."""
-    _end_with_launcher()
-    deepspeed.init_distributed("nccl" if DEVICE == "cuda" else "gloo")
-    if DEVICE == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    try:
-        train(Job.read(path), path.parent)
-    except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", flush=True)
-        return 1
-    dist.barrier()
-    return 0
-
-
-if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    # Everything is synced by now. The interpreter's own end, with the threads of gloo still there, aborts now and then
-    # ("terminate called without an active exception"), which makes a finished run look failed.
-    os._exit(code)

@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -60,12 +58,8 @@ def test_a_gap_between_fragments(tmp_path: Path, start: int, count: int, has: in
 # Whole checkpoints, with an engine of one process without ZeRO
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    store = tmp_path_factory.mktemp("store") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+JOB = {"tokens": "the digest of the tokens", "train": {"sequence": 8, "seed": 1}}
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 def engine(seed: int, width: int = 4) -> Any:
@@ -89,7 +83,7 @@ def saved(folder: Path, *steps: int, keep: int = 10) -> Any:
     for number in range(1, max(steps) + 1):
         step(trained, number)
         if number in steps:
-            save(trained, folder, number, {"a job": 1}, keep)
+            save(trained, folder, number, 10 * number, JOB, keep)
     return trained
 
 
@@ -103,7 +97,7 @@ def test_going_on_is_bitwise_the_same(tmp_path: Path) -> None:
     newest = latest(tmp_path)
     assert newest == tmp_path / "step-00000003"
     other = engine(1)
-    assert load(other, newest) == 3
+    assert load(other, newest, JOB) == (3, 30)
     assert [step(other, number) for number in (4, 5, 6)] == expected
 
 
@@ -113,8 +107,8 @@ def test_what_is_in_a_checkpoint(tmp_path: Path) -> None:
     assert names(path) == ["checkpoint.json", "rank-00000.safetensors"]
     manifest = json.loads((path / "checkpoint.json").read_text())
     shapes = {name: list(parameter.shape) for name, parameter in trained.module.named_parameters()}
-    assert (manifest["step"], manifest["adam_step"], manifest["parameters"]) == (2, 2, shapes)
-    assert manifest["job"] == {"a job": 1}
+    assert (manifest["step"], manifest["sample"], manifest["adam_step"]) == (2, 20, 2)
+    assert (manifest["parameters"], manifest["job"]) == (shapes, JOB)
     for name, weight in load_weights(path).items():
         assert torch.equal(weight, trained.module.state_dict()[name])
 
@@ -137,9 +131,9 @@ def test_a_broken_checkpoint_of_a_later_step_takes_no_good_ones_place(tmp_path: 
         (tmp_path / later / "checkpoint.json").unlink()
     assert latest(tmp_path) == tmp_path / "step-00000002"
     going_on = engine(1)
-    load(going_on, tmp_path / "step-00000002")
+    load(going_on, tmp_path / "step-00000002", JOB)
     step(going_on, 3)
-    save(going_on, tmp_path, 3, {}, keep=1)
+    save(going_on, tmp_path, 3, 30, JOB, keep=1)
     assert names(tmp_path) == ["step-00000003"]
     assert latest(tmp_path) == tmp_path / "step-00000003"
 
@@ -187,14 +181,29 @@ def test_a_half_written_checkpoint_is_none(tmp_path: Path, monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, function, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                save(trained, tmp_path, 3, {}, 1)
+                save(trained, tmp_path, 3, 30, JOB, 1)
         assert names(tmp_path) == [".step-00000003.tmp", "step-00000002"]
         assert latest(tmp_path) == tmp_path / "step-00000002"
-    save(trained, tmp_path, 3, {}, 1)
+    (tmp_path / ".step-00000009.tmp").mkdir()
+    save(trained, tmp_path, 3, 30, JOB, 1)
     assert names(tmp_path) == ["step-00000003"]
 
 
 def test_another_model(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     with pytest.raises(ValueError, match=r"made for another model: 0.weight and 2 more parameters differ$"):
-        load(engine(0, width=5), tmp_path / "step-00000001")
+        load(engine(0, width=5), tmp_path / "step-00000001", JOB)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": "others"}, "tokens is others now and was the digest of the tokens"),
+        ({"train": {"sequence": 16, "seed": 1}}, "train.sequence is 16 now and was 8"),
+        ({"train": {"sequence": 8, "seed": 2}}, "train.seed is 2 now and was 1"),
+    ],
+)
+def test_another_order_of_the_samples(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    saved(tmp_path, 1)
+    with pytest.raises(ValueError, match=f"step-00000001: {said}: the data has another order$"):
+        load(engine(0), tmp_path / "step-00000001", JOB | change)

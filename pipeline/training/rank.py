@@ -1,0 +1,60 @@
+"""The process of one rank: a job file in; a finished, stopped or failed run out, told in one line.
+
+Started by torchrun (`pipeline.training.launch`): `python -m pipeline.training.rank JOB.json`. It ends with the process that
+started it, however that ends. After SIGTERM the run saves at the next step and stops; the same job goes on from there.
+"""
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from pipeline.training.launch import end_with_parent
+
+
+def main(path: Path) -> int:
+    """Trains; returns the exit code. What the launcher has to know goes to standard output, a line for each."""
+    end_with_parent()
+    if not Path("/proc", os.environ.get("LAUNCHER", "self")).exists():  # torchrun went with it before this rank was here
+        return 1
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    import torch.distributed as dist  # these take seconds, in which the above must hold already
+
+    from pipeline.training.engine import join_ranks
+    from pipeline.training.job import Job
+    from pipeline.training.trainer import train
+
+    rank = int(os.environ["RANK"])
+    try:
+        join_ranks()
+        job = Job.read(path)
+        step = train(job, path.parent, stop)
+    except ValueError as error:
+        traceback.print_exc()
+        print(f"error: {_one_line(error)}", flush=True)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        print(f"failed: rank {rank}: {type(error).__name__}: {_one_line(error)}", flush=True)
+        return 1
+    if step < job.train.steps and rank == 0:
+        print(f"stopped: saved at step {step} of {job.train.steps}; the same command goes on from there", flush=True)
+    dist.barrier()  # the first to leave would be taken for lost
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything is synced by now. The interpreter's own end, with the threads of gloo still there, aborts now and then
+    # ("terminate called without an active exception"), which makes a finished run look failed; and it would take the
+    # handler of SIGTERM away.
+    os._exit(code)
