@@ -22,8 +22,8 @@ EXITCODE = re.compile(r" +exitcode +: -(\d+) ")
 STOPPED = 85  # the exit code of a command whose training goes on when it is run again
 
 
-class Stopped(Exception):
-    """The run was told to stop (SIGTERM) and has saved. A command that ends so exits with `STOPPED`."""
+class Stopped(SystemExit):
+    """The run was told to stop (SIGTERM) and has saved: the command ends with the exit code `STOPPED`."""
 
 
 def launch(job: Path, processes: int, log: Path) -> None:
@@ -78,7 +78,9 @@ def launch(job: Path, processes: int, log: Path) -> None:
     if lost or "failed" in told:
         raise RuntimeError(f"a rank failed: {lost[0] if lost else told['failed']} (see {log})")
     if "stopped" in told or sigterm.received:
-        raise Stopped(told.get("stopped", "no step was done; the same command begins again"))
+        how = told.get("stopped", "no step was done; the same command begins again")
+        print(f"stopped: {how}", file=sys.stderr, flush=True)
+        raise Stopped(STOPPED)
     if torchrun.returncode:
         raise RuntimeError(f"torchrun ended with exit code {torchrun.returncode} (see {log})")
 

@@ -1,15 +1,17 @@
 """kill -9 of any stage at any moment, or a full disk, and the same command again: the result of an undisturbed run."""
 
 import random
+import re
 import shutil
 import subprocess
 import time
 
 import pytest
-from road import digest, run_bad, run_good, run_killed
+from road import ROOT, command, digest, run_bad, run_good, run_killed
 
 from pipeline.outputs import read_json
 from pipeline.stages import SPECS
+from pipeline.training.launch import STOPPED
 
 pytestmark = pytest.mark.slow
 KILLS = 2  # a stage, each at a random moment
@@ -41,6 +43,23 @@ def test_a_killed_stage_gives_the_same_result(stage, undisturbed, tmp_path):
     assert digest(stage, out) == digest(stage, reference)
     left = [path for path in out.rglob("*") if path.suffix in (".tmp", ".pending")]
     assert not left and not list((out / "tmp").iterdir())
+
+
+def test_a_training_that_is_told_to_stop_saves_and_goes_on(undisturbed, tmp_path):
+    reference, _ = undisturbed
+    out = tmp_path / "out"
+    shutil.copytree(reference, out)
+    start_over("train", out)
+    with subprocess.Popen(command("train", out), cwd=ROOT, stderr=subprocess.PIPE, text=True) as training:
+        assert any(line.startswith("train: step ") for line in training.stderr)
+        training.terminate()
+        said = training.stderr.read()
+    assert training.returncode == STOPPED
+    step = int(re.search(r"stopped: saved at step (\d+) of 30", said)[1])
+    assert max(path.name for path in (out / "train" / "checkpoints").iterdir()) == f"step-{step:08d}"
+    assert not (out / "records" / "train.json").exists()
+    run_good("train", out)
+    assert digest("train", out) == digest("train", reference)
 
 
 @pytest.mark.parametrize("stage", SPECS)

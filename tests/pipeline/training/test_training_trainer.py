@@ -119,14 +119,10 @@ def plain(tokens: Path, train: TrainConfig) -> tuple[list[dict[str, Any]], dict[
 
 COMMAND = """
 import pathlib, sys
-from pipeline.training.launch import STOPPED, Stopped, launch
+from pipeline.training.launch import launch
 
 job = pathlib.Path(sys.argv[1])
-try:
-    launch(job, int(sys.argv[2]), job.with_name("log.txt"))
-except Stopped as stopped:
-    print("stopped:", stopped, file=sys.stderr)
-    sys.exit(STOPPED)
+launch(job, int(sys.argv[2]), job.with_name("log.txt"))
 """
 
 
