@@ -1,15 +1,17 @@
 """The command line: `python -m pipeline STAGE key=value …`.
 
-In: a stage's name (or `all`) and configuration overrides. Out: the stage's outputs; every mistake of the user is one
+In: the name of a stage (or `all`), or of another command, and settings. Out: what it writes; every mistake of the user is one
 line on standard error and exit code 1.
 """
 
 import importlib
 import signal
 import sys
+from collections.abc import Iterable
 from types import FrameType
 
-from pipeline.config import Config, describe, load
+from pipeline.commands import COMMANDS
+from pipeline.config import Config, describe, load, load_settings
 from pipeline.stage import Stage, StageError
 from pipeline.stages import SPECS
 
@@ -21,10 +23,19 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     command, *rest = arguments
     try:
-        if command not in SPECS and command != "all":
-            raise ValueError(f"{command}: no such stage; there are {', '.join(SPECS)} and all")
+        if command not in SPECS and command not in COMMANDS and command != "all":
+            raise ValueError(f"{command}: no such command; there are {', '.join([*SPECS, 'all', *COMMANDS])}")
         wants_help = "-h" in rest or "--help" in rest
-        config = load([argument for argument in rest if argument not in ("-h", "--help")])
+        overrides = [argument for argument in rest if argument not in ("-h", "--help")]
+        if command in COMMANDS:
+            module = importlib.import_module(f"pipeline.commands.{command}")
+            settings = load_settings(module.Settings, overrides)
+            if wants_help:
+                print(_page(command, COMMANDS[command], describe(settings)))
+            else:
+                module.run(settings)
+            return 0
+        config = load(overrides)
         if wants_help:
             print(_help(command, config))
             return 0
@@ -59,8 +70,9 @@ def _usage() -> str:
     width = max(map(len, SPECS)) + 2
     lines = [f"  {name:<{width}}{spec.help}" for name, spec in SPECS.items()]
     lines.append(f"  {'all':<{width}}runs the stages that an experiment names, in order")
+    lines += ["", *(f"  {name:<{width}}{text}" for name, text in COMMANDS.items())]
     return "\n".join(
-        ["usage: python -m pipeline STAGE [key=value …]", "", *lines, "", "STAGE --help lists the keys of a stage."]
+        ["usage: python -m pipeline COMMAND [key=value …]", "", *lines, "", "COMMAND --help lists the keys of a command."]
     )
 
 
@@ -72,7 +84,11 @@ def _help(command: str, config: Config) -> str:
         spec = SPECS[command]
         title, prefixes = spec.help, prefixes + spec.keys
         chosen = [k for k in describe(config) if any(k[0] == p or k[0].startswith(f"{p}.") for p in prefixes)]
-    lines = [f"  {name}={_show(value)}\n      {text}" for name, value, text in chosen]
+    return _page(command, title, chosen)
+
+
+def _page(command: str, title: str, keys: Iterable[tuple[str, object, str]]) -> str:
+    lines = [f"  {name}={_show(value)}\n      {text}" for name, value, text in keys]
     return "\n".join([f"usage: python -m pipeline {command} [key=value …]", "", title, "", *lines])
 
 

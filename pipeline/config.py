@@ -200,6 +200,23 @@ def load(overrides: Sequence[str]) -> Config:
     return config
 
 
+def load_settings(kind: type[Any], overrides: Sequence[str]) -> Any:
+    """A dataclass of plain values from `key=value`; raises `ValueError` with one line for any mistake in them."""
+    settings = OmegaConf.structured(kind)
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override}: a setting is key=value")
+        if name not in settings:
+            near = difflib.get_close_matches(name, list(settings), n=1)
+            raise ValueError(f"{name}: no such key; {f'did you mean {near[0]}?' if near else '--help lists the keys'}")
+        try:
+            settings[name] = value
+        except OmegaConfBaseException as error:
+            raise ValueError(_one_line(error)) from None
+    return OmegaConf.to_object(settings)
+
+
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """A dataclass of dataclasses as {"dedup.keep": "first", …}, in the order of the fields."""
     flat: dict[str, Any] = {}

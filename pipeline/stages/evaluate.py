@@ -46,5 +46,6 @@ def evaluate_unit(outputs: Outputs, weights: Path | None, job: Path, tokenizer: 
     sums = validation_sums(model, validation, told.train.micro_batch, "cpu")
     processor = load(tokenizer)
     ids = processor.encode(prompt)
-    text = processor.decode(ids + generate(model, ids, max_new=NEW_TOKENS, eos=processor.eos_id()))
+    [new] = generate(model, [ids], max_new=NEW_TOKENS, eos=processor.eos_id())
+    text = processor.decode(ids + new)
     return {"validation": perplexity(sums), "text": text}

@@ -35,7 +35,7 @@ def export_unit(outputs: Outputs, job: Path, weights: Path, tokenizer: Path) -> 
     from transformers import LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from model.convert import to_hugging_face
+    from model.convert.hugging_face import to_hugging_face
     from pipeline.tokens.hugging_face import write_hugging_face_tokenizer
     from pipeline.tokens.tokenizer import load
     from pipeline.training.checkpoint import load_model

@@ -14,7 +14,9 @@ from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
 from model.config import LlamaConfig
-from model.convert import INDEX, WEIGHTS, from_hugging_face, from_llama2c, hugging_face_names, to_hugging_face
+from model.convert.hugging_face import INDEX, WEIGHTS, from_hugging_face, to_hugging_face
+from model.convert.layout import tensor_shapes
+from model.convert.llama2c import from_llama2c, to_llama2c
 from model.generate import generate
 from model.llama import Llama
 
@@ -33,7 +35,7 @@ def small(**change: Any) -> LlamaConfig:
 
 def random_weights(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator).to(dtype) for name, _, shape in hugging_face_names(config)}
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in tensor_shapes(config).items()}
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -65,8 +67,7 @@ def edit(path: Path, **change: Any) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_names_and_shapes_are_the_models(shape: str) -> None:
     config = small(**SHAPES[shape])
-    names = {name: size for name, _, size in hugging_face_names(config)}
-    assert names == {name: tuple(tensor.shape) for name, tensor in Llama(config).state_dict().items()}
+    assert tensor_shapes(config) == {name: tuple(tensor.shape) for name, tensor in Llama(config).state_dict().items()}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,6 +94,32 @@ def test_reads_what_transformers_writes(shape: str, shard: str, tmp_path: Path) 
     found, found_config = from_hugging_face(tmp_path / "theirs")
     assert found_config == config
     assert_equal(found, random_weights(config))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_transformers_reads_the_files_of_a_large_model(shape: str, tmp_path: Path) -> None:
+    config = small(**SHAPES[shape])
+    to_hugging_face(random_weights(config), config, tmp_path, bos=1, eos=2, shard_bytes=4000)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert len(files) > 4 and INDEX in files and WEIGHTS not in files
+    assert all(path.stat().st_size < 6000 for path in tmp_path.iterdir() if path.name != INDEX)
+    assert_equal(from_hugging_face(tmp_path)[0], random_weights(config))
+    theirs, report = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values())
+    model = Llama(config)
+    model.load_state_dict(random_weights(config))
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_what_older_releases_stored_beside_the_weights(tmp_path: Path) -> None:
+    config = small(tied=True)
+    to_hugging_face(random_weights(config), config, tmp_path, bos=1, eos=2)
+    tensors = load_file(tmp_path / WEIGHTS)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
+    save_file(tensors, tmp_path / WEIGHTS)
+    assert_equal(from_hugging_face(tmp_path)[0], random_weights(config))
 
 
 def test_transformers_gets_the_tokens_and_sizes(folder: Path) -> None:
@@ -234,6 +261,37 @@ def test_llama2c_every_tensor(shape: dict[str, Any], tmp_path: Path) -> None:
     assert_equal(weights, random_weights(config))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_llama2c_there_and_back(tied: bool, tmp_path: Path) -> None:
+    config = small(tied=tied, layers=3)
+    to_llama2c(random_weights(config), config, tmp_path / "model.bin")
+    weights, found = from_llama2c(tmp_path / "model.bin")
+    assert found == config
+    assert_equal(weights, random_weights(config))
+
+
+def test_llama2c_writes_the_bytes_of_the_trained_model(shared_data: Path, tmp_path: Path) -> None:
+    """All of them but the rotary tables, which differ in the last bit of some numbers."""
+    path = shared_data / "models" / "stories260K.bin"
+    weights, config = from_llama2c(path)
+    to_llama2c(weights, config, tmp_path / "again.bin")
+    tables = 4 * config.max_sequence * config.head_dim
+    theirs, ours = path.read_bytes(), (tmp_path / "again.bin").read_bytes()
+    assert ours[:-tables] == theirs[:-tables] and len(ours) == len(theirs)
+    expected, found = (torch.frombuffer(bytearray(content[-tables:]), dtype=torch.float32) for content in (theirs, ours))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_llama2c_cannot_say_everything(tmp_path: Path) -> None:
+    for change in ({"norm_eps": 1e-6}, {"rope_theta": 5e5}):
+        config = small(**change)
+        message = error_of(lambda config=config: to_llama2c(random_weights(config), config, tmp_path / "model.bin"))
+        assert "llama2.c computes with norm_eps=1e-05 and rope_theta=10000.0" in message
+    missing = {name: weight for name, weight in random_weights(small()).items() if name != "norm.weight"}
+    assert "norm.weight is missing" in error_of(lambda: to_llama2c(missing, small(), tmp_path / "model.bin"))
+    assert not (tmp_path / "model.bin").exists()
+
+
 def test_llama2c_files_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     llama2c_file(path, random_weights(small(tied=True)), small(tied=True))
@@ -261,7 +319,7 @@ def test_trained_llama2c_model_tells_transformers_story(shared_data: Path, tmp_p
     model.load_state_dict(weights)
     processor = SentencePieceProcessor(model_file=str(shared_data / "models" / "tok512.model"))
     prompt = [processor.bos_id(), *processor.encode("Once upon a time")]
-    ids = prompt + generate(model, prompt, max_new=200)
+    ids = prompt + generate(model, [prompt], max_new=200)[0]
 
     to_hugging_face(weights, config, tmp_path, bos=processor.bos_id(), eos=processor.eos_id())
     theirs = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)

@@ -10,10 +10,16 @@ from transformers import (
 )
 
 from model.config import LlamaConfig
-from model.generate import _choose, generate
+from model.generate import _choose, stream
+from model.generate import generate as generate_batch
 from model.llama import Llama
 
 PROMPT = [3, 17, 4, 9]
+
+
+def generate(model: Llama, prompt: list[int], *, max_new: int, **options: Any) -> list[int]:
+    [new] = generate_batch(model, [prompt], max_new=max_new, **options)
+    return new
 
 
 @pytest.fixture(scope="module", params=[4, 1], ids=["multi-head", "grouped"])
@@ -59,6 +65,38 @@ def test_stops_at_eos(model: Llama) -> None:
     assert generate(model, [eos, *PROMPT], max_new=1, eos=eos) != []  # in the prompt it stops nothing
 
 
+PROMPTS = [PROMPT, [5], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [7, 7], PROMPT]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_gives_each_prompt_what_it_gets_alone(model: Llama, temperature: float) -> None:
+    new = generate_batch(model, PROMPTS, max_new=12, temperature=temperature, seed=3)
+    alone = [generate(model, prompt, max_new=12, temperature=temperature, seed=3 + n) for n, prompt in enumerate(PROMPTS)]
+    assert new == alone
+    assert (new[0] == new[4]) == (temperature == 0)
+
+
+def test_rows_of_a_batch_end_by_themselves(model: Llama) -> None:
+    alone = [generate(model, prompt, max_new=100) for prompt in PROMPTS]
+    assert generate_batch(model, PROMPTS, max_new=100) == alone  # until max_sequence is reached, sooner or later
+    eos = alone[0][3]
+    assert generate_batch(model, PROMPTS, max_new=9, eos=eos) == [
+        generate(model, prompt, max_new=9, eos=eos) for prompt in PROMPTS
+    ]
+    assert generate_batch(model, [], max_new=9) == []
+
+
+def test_ids_come_as_they_are_chosen(model: Llama) -> None:
+    steps = list(stream(model, [PROMPT[:2], PROMPT], max_new=3))
+    assert [[token is None for token in step] for step in steps] == [
+        [False, True],
+        [False, True],
+        [False, False],
+        [True, False],
+        [True, False],
+    ]
+
+
 def test_seed_decides(model: Llama) -> None:
     def text(seed: int) -> list[int]:
         return generate(model, PROMPT, max_new=15, temperature=1.0, seed=seed)
@@ -95,6 +133,7 @@ def test_nothing_asked_nothing_given(model: Llama) -> None:
     [
         ([], {}, "the prompt is empty"),
         ([1] * 33, {}, "a prompt of 33 tokens is longer than max_sequence=32"),
+        (PROMPT, {"max_new": -1}, "max_new=-1: must be 0 or more"),
         (PROMPT, {"temperature": -0.5}, "temperature=-0.5: must be 0 or a positive number"),
         (PROMPT, {"temperature": float("nan")}, "temperature=nan: must be 0 or a positive number"),
         (PROMPT, {"top_k": -1}, "top_k=-1: must be 0 (all) or positive"),
@@ -104,7 +143,7 @@ def test_nothing_asked_nothing_given(model: Llama) -> None:
 )
 def test_what_cannot_be_generated(model: Llama, prompt: list[int], options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError) as error:
-        generate(model, prompt, max_new=3, **options)
+        generate(model, prompt, **{"max_new": 3, **options})
     assert str(error.value) == told
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from model.config import LlamaConfig
-from model.convert import hugging_face_names, to_hugging_face
+from model.convert.hugging_face import hugging_face_names, to_hugging_face
 from model.llama import Attention, Llama, RMSNorm, initial_weight, rotary_tables, rotate
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ def test_logits_and_gradients_are_those_of_transformers(shape: str, tmp_path: Pa
     (loss / count).backward()
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     assert len(gradients) == len(list(ours.parameters()))
-    for name, their_name, _ in hugging_face_names(config):
+    for name, their_name in hugging_face_names(config):
         gradient = ours.get_parameter(name).grad
         assert gradient is not None and gradient.any(), name
         torch.testing.assert_close(gradient, gradients[their_name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
@@ -171,7 +171,7 @@ def test_tied_weight_has_one_name_and_stays_tied(assign: bool) -> None:
     config = small(tied=True)
     source, target = random_model(config, 0), random_model(config, 1)
     state = source.state_dict()
-    assert set(state) == {name for name, _ in source.named_parameters()} == {n for n, _, _ in hugging_face_names(config)}
+    assert set(state) == {name for name, _ in source.named_parameters()} == {n for n, _ in hugging_face_names(config)}
     target.load_state_dict(state, assign=assign)
     assert target.output.weight is target.embedding.weight
     tokens = random_tokens(config)

@@ -49,9 +49,9 @@ def test_a_mistake_is_one_line_that_names_the_key(override, words, capsys):
     assert all(word in lines[0] for word in words), lines[0]
 
 
-def test_an_unknown_stage(capsys):
+def test_an_unknown_command(capsys):
     assert main(["mien"]) == 1
-    assert "mien: no such stage; there are fetch, hash" in capsys.readouterr().err
+    assert "mien: no such command; there are fetch, hash" in capsys.readouterr().err
 
 
 def test_every_key_has_help():

@@ -1,0 +1,6 @@
+"""Commands beside the stages: they leave nothing in a run's folder. A module each, with `Settings` and `run(settings)`."""
+
+COMMANDS = {
+    "generate": "goes on with a prompt, from a model in Hugging Face format",
+    "convert": "model files between Hugging Face's, Meta's and llama2.c's format",
+}
