@@ -206,7 +206,7 @@ class Stage:
             write_json(stored, self._config)
             external = [(k, self._config[k]) for k in self.spec.files if self._config[k]]
             self._inputs = {name: self.upstream(name)["digest"] for name in self.spec.reads}
-            self._inputs |= {k: digest_json([fingerprint(f) for f in ([v] if isinstance(v, str) else v)]) for k, v in external}
+            self._inputs |= {k: digest_json(_prints(v)) for k, v in external}
             yield
 
     def is_finished(self) -> bool:
@@ -356,6 +356,13 @@ def _execute(work: Work, root: Path, folder: Path, temporary: Path, prints: Mapp
         return Failure(where if full else f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=full)
     except Exception as error:
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=False)
+
+
+def _prints(files: str | list[str]) -> list[Any]:
+    """Fingerprints of what a key names: a file or folder, or paths and globs; of those the names are part of it."""
+    if isinstance(files, str):
+        return [fingerprint(files)]
+    return [(file, fingerprint(file)) for file in expand_files(files)]
 
 
 def _record(stored: Mapping[str, Any]) -> Record:
