@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
+from io import DEFAULT_BUFFER_SIZE, BufferedReader, RawIOBase
 from typing import Any, cast
 from xml.parsers import expat
 
@@ -29,6 +29,7 @@ MEDIA_KEYS = ("-2", "6", "14")  # of the namespaces Media, File and Category in 
 
 # Content languages whose code is not the name that fastText's lid.176 gives to the language.
 FASTTEXT_NAMES = {"nb": "no", "gsw": "als", "cbk-x-zam": "cbk", "egl": "eml", "bho": "bh", "zh-yue": "yue"}
+Buffered = BufferedReader | gzip.GzipFile
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]{1,8})*")
 
 
@@ -75,18 +76,18 @@ def read_articles(source: str, counts: Counter[str], *, openings: bool = False) 
 
 
 @contextmanager
-def open_compressed(source: str) -> Iterator[BufferedReader]:
+def open_compressed(source: str) -> Iterator[Buffered]:
     """A file's bytes, decompressed where the first ones are those of gzip or bzip2.
 
     Raises BadFile(`truncated` or `compression`) out of the block that reads it where decompression fails.
     """
     with fsspec.open(source, "rb") as raw:
-        file = BufferedReader(raw)
+        file: Buffered = BufferedReader(raw)
         start = file.peek(3)
         if start.startswith(b"BZh"):
-            file = BufferedReader(cast(Any, bz2.BZ2File(file)), CHUNK)
+            file = BufferedReader(cast(Any, _Bzip2(file)), CHUNK)
         elif start.startswith(b"\x1f\x8b"):
-            file = BufferedReader(cast(Any, gzip.GzipFile(fileobj=file)), CHUNK)
+            file = gzip.GzipFile(fileobj=file)
         try:
             yield file
         except EOFError:
@@ -97,6 +98,32 @@ def open_compressed(source: str) -> Iterator[BufferedReader]:
             raise BadFile("compression") from None
 
 
+class _Bzip2(RawIOBase):
+    """Streams of bzip2, end to end. `bz2.BZ2File` takes a broken one that follows a whole one for the end of the file."""
+
+    def __init__(self, file: Buffered) -> None:
+        self._file = file
+        self._stream = bz2.BZ2Decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            more = b""
+            if self._stream.eof:
+                more = self._stream.unused_data or self._file.read(DEFAULT_BUFFER_SIZE)
+                if not more:
+                    return 0
+                self._stream = bz2.BZ2Decompressor()
+            elif self._stream.needs_input and not (more := self._file.read(DEFAULT_BUFFER_SIZE)):
+                raise EOFError
+            data = self._stream.decompress(more, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 def language_name(code: str | None) -> str:
     """fastText's name for the content language of a wiki. Raises BadFile where it is no language code."""
     code = (code or "").lower()
@@ -105,7 +132,7 @@ def language_name(code: str | None) -> str:
     return FASTTEXT_NAMES.get(code, code)
 
 
-def _read_json(file: BufferedReader, counts: Counter[str], openings: bool) -> Iterator[Article]:
+def _read_json(file: Buffered, counts: Counter[str], openings: bool) -> Iterator[Article]:
     while line := file.readline(MAX_LINE):
         if not line.endswith(b"\n") and len(line) == MAX_LINE:
             counts["bad_too_large"] += 1
@@ -134,7 +161,7 @@ def _read_json(file: BufferedReader, counts: Counter[str], openings: bool) -> It
         )
 
 
-def _read_xml(file: BufferedReader, counts: Counter[str], openings: bool) -> Iterator[Article]:
+def _read_xml(file: Buffered, counts: Counter[str], openings: bool) -> Iterator[Article]:
     pages = _Pages(counts)
     parser = expat.ParserCreate()
     parser.buffer_text = True

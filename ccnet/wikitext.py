@@ -36,7 +36,7 @@ _COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
 _HEADING = re.compile(r"(={1,6})(.+)\1")
 _FIRST_HEADING = re.compile(r"^==.*==[ \t]*$", re.MULTILINE)
 _MARKUP = re.compile(
-    r"(?P<open_braces>\{{2,})|(?P<close_braces>\}{2,})|(?P<open_link>\[\[)|(?P<close_link>\]\])"
+    r"(?P<open_braces>\{{2,})|(?P<close_braces>\}{2,})|(?P<open_link>\[\[)|(?P<close_link>\]\](?=(?:\]\]){0,3}(?!\])))"
     r"|(?P<open_table>^[ \t:*#]*\{\|)|(?P<close_table>^[ \t]*\|\}(?!\}))"
     r"|(?P<open_url>\[(?=(?:https?:|ftp:|mailto:)?//))|(?P<close_url>\])"
     r"|<(?P<end>/?)(?P<tag>[a-zA-Z][a-zA-Z0-9]{0,20})(?=[\s/>])[^<>]*?(?P<empty>/?)>"
@@ -45,6 +45,7 @@ _MARKUP = re.compile(
 )
 _OTHER_WIKI = re.compile(r":?[a-z]{2,3}(?:-[a-z-]+)?:\S")
 _SWITCH_OR_QUOTES = re.compile(r"__[^\W\d_]+__|'{2,}")
+_APOSTROPHE = re.compile(r"(?<!')'(?='{3}(?!'))")  # before bold text, as in l''''homme'''
 _LIST_ITEM = re.compile(r"^[*#:;]+")
 _LEFT_OVER = re.compile(r"^[|!]|^-{4}|\[\[|\]\]|\{\||\|\}|\}\}|\{\{|</?ref\b|\b(?:px|thumb)\|")
 _SPACES = re.compile(r"\s+")
@@ -171,8 +172,9 @@ def _link_text(inner: str, media: Collection[str]) -> str:
 
 def _clean(line: str) -> str:
     """One line without what dropped templates leave; empty where markup is left in it."""
+    line = _APOSTROPHE.sub("&#39;", line)
     line = _LIST_ITEM.sub("", _SWITCH_OR_QUOTES.sub("", line).strip())
     if _BROKEN in line or _LEFT_OVER.search(line):
         return ""
-    line = _EMPTY_BRACKETS.sub("", _SPACES.sub(" ", html.unescape(line).replace(_BROKEN, "")))
+    line = _EMPTY_BRACKETS.sub("", _SPACES.sub(" ", html.unescape(line)))
     return _SPACE_BEFORE.sub("", _BRACKET_END.sub("", _BRACKET_START.sub("", line))).strip()

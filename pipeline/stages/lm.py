@@ -109,13 +109,13 @@ def _train_on_crawl(stage: Stage) -> None:
 def _train(stage: Stage, samples: Sequence[Record], languages: dict[str, dict[str, int]], held_out: float) -> None:
     """The second round of training, a unit a language, and the manifest."""
     lm = stage.config.lm
-    files = [stage.out / path for record in samples for path in record.outputs]
-    inputs = {path: entry["digest"] for record in samples for path, entry in record.outputs.items()}
     settings = {"vocab_size": lm.vocab_size, "order": lm.order, "format": lm.format}
-    units = [
-        Unit(language, {"language": language, "samples": files, **settings}, inputs, counts["bytes"])
-        for language, counts in sorted(languages.items())
-    ]
+    units = []
+    for language, counts in sorted(languages.items()):
+        having = [record for record in samples if language in record.statistics["languages"]]
+        inputs = {path: entry["digest"] for record in having for path, entry in record.outputs.items()}
+        arguments = {"language": language, "samples": [stage.out / path for path in inputs], **settings}
+        units.append(Unit(language, arguments, inputs, counts["bytes"]))
     records = stage.map("train", train_unit, units)
     total = merge([record.statistics for record in samples])
     stage.finish(
