@@ -2,7 +2,7 @@
 
 Templates, tables, references, pictures, formulas and links to other languages are dropped; of links and formatting the
 text stays. One pass with a stack of what is open, so the time is linear in the page, whatever is in it: pages are
-written by anybody, and parsers that go back over what was never closed take minutes for 100 kB of `{|`.
+written by anybody, and a parser that goes back over what was never closed takes half a minute for 100 kB of `{|`.
 
 Follows https://www.mediawiki.org/wiki/Help:Formatting and Help:Links; templates are not expanded.
 """

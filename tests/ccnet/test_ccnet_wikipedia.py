@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
