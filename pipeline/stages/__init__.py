@@ -17,6 +17,7 @@ _SPECS = (
         ("fetch", "hash", "dedup"),
         ("crawl.min_length", "language", "lm"),
         ("language.model", "lm.dir", "lm.text"),
+        ("lm.dir", "lm.text", "lm.url"),
     ),
     Spec(
         "mine",

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 from crawls import open_marks, prose
+from hypothesis import given
+from hypothesis import strategies as st
 from wet_files import write_wet
 
 from ccnet import train_lm
@@ -218,6 +220,14 @@ def test_text_files_have_a_document_a_block(tmp_path, pack, name):
     first = (tmp_path / "sample").read_bytes()
     sample(tmp_path / f"{name}{suffix}")
     assert (tmp_path / "sample").read_bytes() == first
+
+
+@given(st.text(st.one_of(st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff"), st.sampled_from("\n \r"))))
+def test_any_text_is_cut_at_its_empty_lines(tmp_path_factory, text):
+    rows, counts = sample(tmp_path_factory.mktemp("text") / "en.txt", text.encode())
+    lines = "\n".join(line.strip() for line in text.split("\n"))
+    assert [row["text"] for row in rows] == [block for block in re.split(r"\n{2,}", lines.strip("\n")) if block]
+    assert counts["clean"] == len(rows) and not counts["bad"]
 
 
 @pytest.mark.parametrize("name", ["english.txt", "..txt", "text.en.txt", "EN.txt", "1.txt.gz"])

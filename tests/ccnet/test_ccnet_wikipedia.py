@@ -10,10 +10,14 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ccnet import wikipedia
 from ccnet.wikipedia import Article, read_articles
+from ccnet.wikitext import opening, plain_text
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="{}">
   <siteinfo><sitename>Wikipedia</sitename><namespaces>
     <namespace key="0" case="first-letter" /><namespace key="6" case="first-letter">Datei</namespace>
@@ -57,6 +61,21 @@ def test_articles_of_a_dump(tmp_path, monkeypatch, pack, chunk):
     assert read(tmp_path / "dump", pack(GOOD)) == (ARTICLES, {"articles_read": 5})
     leads, _ = read(tmp_path / "dump", openings=True)
     assert leads == [Article("de", f"T{n}", f"lead {n} of bread") for n in range(5)]
+
+
+CHARACTERS = st.characters(min_codepoint=32, exclude_categories=["Cs"], exclude_characters="\x85\u2028\ufffe\uffff")
+TEXTS = st.lists(st.text(st.one_of(CHARACTERS, st.sampled_from("\n\t&<>[]{}|='"))), max_size=5)
+
+
+@given(TEXTS, st.integers(1, 50), st.sampled_from([bytes, bz2.compress, several_streams, gzip.compress]), st.booleans())
+def test_any_text_comes_out_as_its_wikitext_says(tmp_path_factory, texts, chunk, pack, openings):
+    path = tmp_path_factory.mktemp("dump") / "dump"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wikipedia, "CHUNK", chunk)
+        articles, counts = read(path, pack(dump(*(page(f"T{n}", text) for n, text in enumerate(texts)))), openings=openings)
+    plain = [(f"T{n}", plain_text(opening(text) if openings else text)) for n, text in enumerate(texts)]
+    assert articles == [Article("de", title, text) for title, text in plain if text]
+    assert set(counts) <= {"articles_read", "skipped_empty"} and sum(counts.values()) == len(texts)
 
 
 def test_other_encodings(tmp_path):
@@ -190,7 +209,7 @@ def test_memory_is_bounded(tmp_path, middle, result):
     data = dump(page("a", "b"), middle, page("c", "d"))
     (tmp_path / "dump.bz2").write_bytes(gzip.compress(data, 1))
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "dump.bz2")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, str(tmp_path / "dump.bz2")], cwd=ROOT, capture_output=True, text=True, check=True
     )
     number, grown, *counts = done.stdout.split()
     assert " ".join([number, *counts]) == result

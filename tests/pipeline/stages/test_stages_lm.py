@@ -70,6 +70,7 @@ def test_without_anything_pages_of_the_crawl_are_held_out(lm):
     assert result["models"]["en"] == ["lm/en.sp.model", "lm/en.arpa.bin"]
 
 
+@pytest.mark.slow
 def test_models_of_text_files_and_dumps(lm, tmp_path):
     (tmp_path / "de.txt").write_text(texts("de", 60), encoding="utf-8")
     (tmp_path / "ru.one.txt").write_text(texts("ru", 30), encoding="utf-8")
@@ -97,6 +98,18 @@ def test_models_of_text_files_and_dumps(lm, tmp_path):
     assert lm(files, "lm.format=trie")["trained"]["ru"]["documents"] == 70
     after = {language: lm.out.joinpath(f"lm/{language}.arpa.bin").stat().st_mtime_ns for language in ("de", "en", "ru")}
     assert {language for language in before if before[language] != after[language]} == {"ru"}
+
+
+def test_models_from_elsewhere_need_no_crawl(tmp_path, capsys):
+    (tmp_path / "de.txt").write_text(texts("de", 40), encoding="utf-8")
+    small = ["lm.vocab_size=300", "lm.min_bytes=1000", "executor.workers=1"]
+    assert main(["lm", f"out={tmp_path / 'one'}", f"lm.text=[{tmp_path}/de.txt]", *small]) == 0
+    assert main(["lm", f"out={tmp_path / 'two'}", f"lm.dir={tmp_path / 'one/lm'}"]) == 0
+    one, two = (read_json(tmp_path / name / "records/lm.json") for name in ("one", "two"))
+    assert list(one["result"]["models"]) == list(two["result"]["models"]) == ["de"]
+    assert list(one["inputs"]) == ["lm.text"] and list(two["inputs"]) == ["lm.dir"]
+    assert main(["lm", f"out={tmp_path / 'three'}"]) == 1
+    assert "lm reads what fetch writes" in capsys.readouterr().err
 
 
 def test_the_order_of_workers_does_not_matter(lm, tmp_path):
@@ -203,6 +216,7 @@ def copy_models(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
+@pytest.mark.slow
 def test_released_models_are_downloaded_whole_through_all_faults(lm, served, shared_data):
     folder, url = served
     copy_models(shared_data / "lm", folder)
