@@ -46,7 +46,7 @@ def _take(stage: Stage, folder: Path) -> None:
 
 
 def _download(stage: Stage, url: str) -> None:
-    languages = [language for language in sorted(stage.config.language.keep) if language in RELEASED]
+    languages = [language for language in sorted(set(stage.config.language.keep)) if language in RELEASED]
     if not languages:
         raise ValueError(f"lm.url: none of language.keep={stage.config.language.keep} has a released model")
     names = [f"{language}.{kind}" for language in languages for kind in KINDS]
