@@ -1,13 +1,18 @@
 """Language models for perplexity: clean text in, a SentencePiece and a KenLM model out.
 
-`sample_segment` takes the held-out clean pages of a segment, by language; `train` trains on the samples of all.
+`sample_segment` takes the held-out clean pages of a segment, by language, `sample_file` the documents of a text file or
+of a Wikipedia dump; `train` trains on the samples of all.
 
-Source: CCNet (arXiv 1911.00359, section 3.4) as released: text normalised as for scoring, SentencePiece unigram, 65,536
-pieces, character coverage 0.9995; `lmplz -o 5 --vocab_estimate 65536 --discount_fallback`; `build_binary` (probing).
+Source: CCNet (arXiv 1911.00359, section 3.4) as released: the opening texts of Wikipedia's articles, normalised as for
+scoring; SentencePiece unigram, 65,536 pieces, character coverage 0.9995; `lmplz -o 5 --vocab_estimate 65536
+--discount_fallback`; `build_binary` (probing).
 """
 
+import base64
+import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +21,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import sentencepiece
 
@@ -26,6 +32,7 @@ from ccnet.dedup import SegmentMarks
 from ccnet.filter import Rules, Tally, surviving_documents
 from ccnet.language import LanguageIdentifier
 from ccnet.normalize import lm_text
+from ccnet.wikipedia import LANGUAGE, BadFile, open_compressed, read_articles
 
 SAMPLE = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("language", "digest", "text")])
 CLEAN_SCORE = 0.8  # of the language
@@ -35,6 +42,9 @@ SENTENCE_ENDS = frozenset(".!?…。！？؟।۔።։။។")
 BYTES_A_PIECE = 180  # CCNet's densest: 12 MB of Gujarati for 65,536 pieces
 PIECES_A_CHARACTER = 2  # for scripts with many characters, which are all pieces
 MAX_SENTENCE = 1 << 16  # bytes; longer paragraphs don't train SentencePiece
+MAX_BLOCK = 1 << 20  # bytes of a document in a text file
+MAX_ROWS_BYTES = 32 << 20  # text in a row group of a sample, about
+BATCH = 4096  # documents that are held at a time
 THREADS = 2  # of SentencePiece; part of the result, so not the machine's number of cores
 
 
@@ -53,20 +63,102 @@ def sample_segment(source: str, target: Path, *, marks: SegmentMarks, language_m
     Returns {held_out, clean: documents} and `languages` ({language: {documents, bytes}} of the clean ones). Of those held
     out, pages that are too short, or not of one of the languages, are not counted.
     """
-    rows: list[dict[str, Any]] = []
-    languages: dict[str, dict[str, int]] = {}
     held_out = 0
     identifier = LanguageIdentifier(language_model)
-    for document in surviving_documents(source, marks, identifier, rules, Tally(), held_out=True):
-        held_out += 1
-        language, text = document["language"], document["raw_content"]
-        if is_clean(text, document["language_score"]):
-            rows.append({"language": language, "digest": document["digest"], "text": text})
-            counts = languages.setdefault(language, {"documents": 0, "bytes": 0})
-            counts["documents"] += 1
-            counts["bytes"] += len(text.encode())
-    pq.write_table(pa.Table.from_pylist(rows, SAMPLE), target, compression="zstd")
-    return {"held_out": held_out, "clean": len(rows), "languages": dict(sorted(languages.items()))}
+    with _Sample(target) as sample:
+        for document in surviving_documents(source, marks, identifier, rules, Tally(), held_out=True):
+            held_out += 1
+            if is_clean(document["raw_content"], document["language_score"]):
+                sample.add(document["language"], document["digest"], document["raw_content"])
+    return {"held_out": held_out, "clean": sample.documents, "languages": dict(sorted(sample.languages.items()))}
+
+
+def sample_file(source: str, target: Path) -> dict[str, Any]:
+    """Writes the documents of a file to `target` as Parquet (language, digest, text), in their order.
+
+    Files named `{language}.txt` or `{language}.{name}.txt`, also `.gz` and `.bz2`, are text in UTF-8; a document ends at an
+    empty line. All others are Wikipedia dumps, whose documents are the openings of articles (`ccnet.wikipedia`).
+
+    Args:
+        source: path or fsspec URL.
+    Returns: {clean: documents, bad: {reason: count}, languages: {language: {documents, bytes}}}; bad are `undecodable`
+        lines (kept, with U+FFFD) and what `read_articles` finds.
+    Raises: ValueError where the name of a text file begins with no language, OSError where the file cannot be read.
+    Memory: MAX_ROWS_BYTES of text.
+    """
+    counts: Counter[str] = Counter()
+    name = source.rsplit("/", 1)[-1]
+    with _Sample(target) as sample:
+        if re.search(r"\.txt(\.gz|\.bz2)?$", name):
+            language = name.split(".")[0]
+            if not LANGUAGE.fullmatch(language):
+                raise ValueError(f"{source}: the name of a text file begins with its language, as en.txt or en.news.txt")
+            documents = ((language, text) for text in _blocks(source, counts))
+        else:
+            documents = ((article.language, article.text) for article in read_articles(source, counts, openings=True))
+        for language, text in documents:
+            digest = "sha1:" + base64.b32encode(hashlib.sha1(text.encode(), usedforsecurity=False).digest()).decode()
+            sample.add(language, digest, text)
+    bad = {name.removeprefix("bad_"): count for name, count in counts.items() if name.startswith("bad_")}
+    return {"clean": sample.documents, "bad": bad, "languages": dict(sorted(sample.languages.items()))}
+
+
+class _Sample:
+    """The Parquet file of a sample: documents in, row groups of MAX_ROWS_BYTES out; and what is in it, by language."""
+
+    def __init__(self, path: Path) -> None:
+        self.documents = 0
+        self.languages: dict[str, dict[str, int]] = {}
+        self._writer = pq.ParquetWriter(path, SAMPLE, compression="zstd")
+        self._rows: list[dict[str, str]] = []
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._writer:
+            self._flush()
+
+    def add(self, language: str, digest: str, text: str) -> None:
+        size = len(text.encode())
+        counts = self.languages.setdefault(language, {"documents": 0, "bytes": 0})
+        counts["documents"] += 1
+        counts["bytes"] += size
+        self.documents += 1
+        self._rows.append({"language": language, "digest": digest, "text": text})
+        self._bytes += size
+        if self._bytes >= MAX_ROWS_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, SAMPLE))
+        self._rows, self._bytes = [], 0
+
+
+def _blocks(source: str, counts: Counter[str]) -> Iterator[str]:
+    """The blocks of lines between empty lines, lines stripped; one that is larger than MAX_BLOCK is cut at a line."""
+    lines: list[str] = []
+    size = 0
+    try:
+        with open_compressed(source) as file:
+            while raw := file.readline(MAX_BLOCK):
+                try:
+                    line = raw.decode()
+                except UnicodeDecodeError:
+                    counts["bad_undecodable"] += 1
+                    line = raw.decode(errors="replace")
+                line = line.strip().removeprefix("\ufeff")
+                if lines and (not line or size + len(raw) > MAX_BLOCK):
+                    yield "\n".join(lines)
+                    lines, size = [], 0
+                if line:
+                    lines.append(line)
+                    size += len(raw)
+    except BadFile as fault:
+        counts[f"bad_{fault}"] += 1
+    if lines:
+        yield "\n".join(lines)
 
 
 def train(
@@ -78,11 +170,13 @@ def train(
     vocab_size: int = 65536,
     character_coverage: float = 0.9995,
     order: int = 5,
+    format: str = "probing",
 ) -> dict[str, Any]:
     """Trains both models of a language on the samples (in their order) and writes them to the two targets.
 
     The vocabulary is `vocab_size` where the text is large enough, else one piece for every 180 bytes, or two for every
-    character that it must cover. The same text gives the same bytes.
+    character that it must cover. `format` is KenLM's: `probing` is faster, `trie` smaller, their scores are the same. The
+    same text gives the same bytes.
     Returns {documents, bytes, pieces}; bytes are of the normalised text. Raises ValueError where lmplz is missing, the
     text is too small, or `vocab_size` has no room for its characters.
     """
@@ -128,7 +222,7 @@ def train(
         memory = f"{max(64, min(8192, 20 * size >> 20))}M"
         _run(language, work, "lmplz", "-o", str(order), "-S", memory, "-T", str(work), "--vocab_estimate", "65536",
              "--discount_fallback", "--text", str(work / "pieces"), "--arpa", str(work / "arpa"))  # fmt: skip
-        _run(language, work, "build_binary", "-T", str(work), "probing", str(work / "arpa"), str(work / "bin"))
+        _run(language, work, "build_binary", "-T", str(work), format, str(work / "arpa"), str(work / "bin"))
         sp_model.write_bytes(model.getvalue())
         (work / "bin").replace(arpa_bin)
     return {"documents": documents, "bytes": size, "pieces": pieces.get_piece_size()}
@@ -136,8 +230,9 @@ def train(
 
 def _texts(language: str, samples: Sequence[Path]) -> Iterator[str]:
     for path in samples:
-        table = pq.read_table(path, columns=["text"], filters=[("language", "=", language)])
-        yield from table.column("text").to_pylist()
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(BATCH, columns=["language", "text"]):
+                yield from batch.filter(pc.equal(batch.column("language"), language)).column("text").to_pylist()
 
 
 def _alphabet(characters: Counter[str], coverage: float) -> int:

@@ -19,10 +19,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ccnet.buckets import BUCKETS
 from model.config import LlamaConfig
 from pipeline.training.settings import TrainConfig, ZeroConfig
-
-BUCKETS = ("head", "middle", "tail", "all")
 
 
 def key(default: Any, help: str) -> Any:
@@ -84,15 +83,28 @@ class LanguageConfig:
 
 @dataclass
 class LmConfig:
-    """Language models for the perplexity of documents."""
+    """Language models for the perplexity of documents: trained on held-out pages unless `dir`, `text` or `url` is given."""
 
-    dir: str | None = key(None, "folder of {language}.sp.model and {language}.arpa.bin; default: train them here")
+    dir: str | None = key(None, "folder of {language}.sp.model and {language}.arpa.bin")
+    text: list[str] = key(
+        [],
+        "paths or globs to train on: {language}.txt or {language}.NAME.txt (also .gz, .bz2; a document ends at an empty line);"
+        " all other names are Wikipedia dumps (pages-articles XML or CirrusSearch JSON), which name their language",
+    )
+    url: str | None = key(None, "where CCNet's released models lie (lm=ccnet); those of language.keep are downloaded")
+    format: str = key("probing", "KenLM structure of trained models; probing: fast, as CCNet; trie: small")
     held_out: float = key(0.1, "share of the pages kept out of the corpus; the clean ones of them train the models")
     min_bytes: int = key(200_000, "languages with less clean held-out text get no model (their bucket is `all`)")
     vocab_size: int = key(65536, "SentencePiece pieces; lowered to what the text allows")
     order: int = key(5, "n-gram order")
 
     def __post_init__(self) -> None:
+        given = [name for name in ("dir", "text", "url") if getattr(self, name)]
+        require(len(given) <= 1, f"lm.{given[0]} and lm.{given[-1]}: choose one" if given else "")
+        require(
+            self.url is None or self.url.startswith(("http://", "https://")), f"lm.url={self.url}: choose an http(s) address"
+        )
+        require(self.format in ("probing", "trie"), f"lm.format={self.format}: choose probing or trie")
         require(0 < self.held_out < 1, f"lm.held_out={self.held_out}: choose a share between 0 and 1")
         require(self.min_bytes >= 1000, f"lm.min_bytes={self.min_bytes}: choose 1000 or more")
         require(self.vocab_size >= 100, f"lm.vocab_size={self.vocab_size}: choose 100 or more")
@@ -103,10 +115,16 @@ class LmConfig:
 class BucketConfig:
     """Perplexity buckets and the files of the corpus."""
 
+    cutoffs: str = key(
+        "computed",
+        "computed: from the documents' perplexities; released: CCNet's, which need its released models (lm=ccnet);"
+        " languages without any have the bucket `all`",
+    )
     percentiles: list[float] = key([30.0, 60.0], "head lies below the first percentile of perplexity, middle below the second")
     part_bytes: int = key(256 << 20, "text per Parquet file, about")
 
     def __post_init__(self) -> None:
+        require(self.cutoffs in ("computed", "released"), f"bucket.cutoffs={self.cutoffs}: choose computed or released")
         good = len(self.percentiles) == 2 and 0 < self.percentiles[0] < self.percentiles[1] < 100
         require(good, f"bucket.percentiles={self.percentiles}: choose two rising percentiles between 0 and 100")
         require(self.part_bytes >= 1 << 16, f"bucket.part_bytes={self.part_bytes}: choose 65536 or more")
@@ -181,6 +199,10 @@ class Config:
 
     def __post_init__(self) -> None:
         require("://" not in self.out, f"out={self.out}: outputs need a file system with rename; inputs may be URLs")
+        require(
+            self.lm.url is None or bool(self.language.keep),
+            "lm.url: name the languages whose models are to be downloaded, e.g. language.keep=[en,de]",
+        )
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction={self.max_bad_fraction}: choose a share from 0 to 1")
 
 

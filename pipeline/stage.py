@@ -45,8 +45,8 @@ class Spec:
     """What a stage is: its name, where it is written, what it reads.
 
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
-    name input files. `always`: its plan depends on more than those, so it is made anew every time. `folder`: where it
-    keeps work that outlives a killed unit.
+    name input files, `alone` those with which, where they are given, it reads no other stage. `always`: its plan depends
+    on more than those, so it is made anew every time. `folder`: where it keeps work that outlives a killed unit.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Spec:
     reads: tuple[str, ...]
     keys: tuple[str, ...]
     files: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
     always: bool = False
     folder: str | None = None
 
@@ -205,8 +206,9 @@ class Stage:
                 self._reset()
             write_json(stored, self._config)
             external = [(k, self._config[k]) for k in self.spec.files if self._config[k]]
-            self._inputs = {name: self.upstream(name)["digest"] for name in self.spec.reads}
-            self._inputs |= {k: digest_json([fingerprint(f) for f in ([v] if isinstance(v, str) else v)]) for k, v in external}
+            reads = () if any(self._config[k] for k in self.spec.alone) else self.spec.reads
+            self._inputs = {name: self.upstream(name)["digest"] for name in reads}
+            self._inputs |= {k: digest_json(_prints(v)) for k, v in external}
             yield
 
     def is_finished(self) -> bool:
@@ -366,6 +368,13 @@ def _execute(work: Work, root: Path, folder: Path, temporary: Path, prints: Mapp
         return Failure(where if full else f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=full)
     except Exception as error:
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=False)
+
+
+def _prints(files: str | list[str]) -> list[Any]:
+    """Fingerprints of what a key names: a file or folder, or paths and globs; of those the names are part of it."""
+    if isinstance(files, str):
+        return [fingerprint(files)]
+    return [(file, fingerprint(file)) for file in expand_files(files)]
 
 
 def _record(stored: Mapping[str, Any]) -> Record:

@@ -13,10 +13,11 @@ _SPECS = (
     Spec("dedup", "marks the paragraphs to keep, over all segments", ("hash",), ("dedup.keep", "dedup.partitions")),
     Spec(
         "lm",
-        "trains SentencePiece and KenLM models on held-out clean pages, or takes those of lm.dir",
+        "trains SentencePiece and KenLM models on held-out clean pages or lm.text, or takes those of lm.url or lm.dir",
         ("fetch", "hash", "dedup"),
         ("crawl.min_length", "language", "lm"),
-        ("language.model", "lm.dir"),
+        ("language.model", "lm.dir", "lm.text"),
+        ("lm.dir", "lm.text", "lm.url"),
     ),
     Spec(
         "mine",

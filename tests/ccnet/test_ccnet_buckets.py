@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from fractions import Fraction
 
@@ -6,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccnet.buckets import RATIO, bin_edges, bin_of, bucket, cutoffs
+from ccnet.buckets import (
+    BUCKETS,
+    RATIO,
+    RELEASED,
+    Cutoffs,
+    bin_edges,
+    bin_of,
+    bucket,
+    computed_cutoffs,
+    cutoffs,
+    released_cutoffs,
+)
 from ccnet.stats import merge
 
 PERPLEXITIES = st.lists(st.integers(10, 10_000_000).map(lambda tenths: tenths / 10), min_size=1, max_size=300)
@@ -87,3 +99,22 @@ def test_bucket():
         "tail",
     ]
     assert bucket(None, cut) == bucket(None, None) == bucket(100.0, None) == "all"
+
+
+def test_released_cutoffs():
+    assert len(RELEASED) == 48 and all(0 < low < high for low, high in RELEASED.values())
+    assert released_cutoffs("en") == Cutoffs(340, 520, (30.0, 60.0), None, None)
+    assert (RELEASED["ko"], RELEASED["zh"], RELEASED["hu"]) == ((920, 2130), (1460, 1950), (80, 140))
+    assert released_cutoffs("sw") is None
+
+
+def test_computed_cutoffs_say_what_they_were_computed_from():
+    counts = histogram([float(value) for value in range(100, 200)])
+    cut = computed_cutoffs(counts, (10.0, 90.0), "digest")
+    assert (cut.low, cut.high) == cutoffs(counts, (10.0, 90.0))
+    assert (cut.percentiles, cut.documents, cut.model) == ((10.0, 90.0), 100, "digest")
+    assert dataclasses.asdict(cut).keys() == {"low", "high", "percentiles", "documents", "model"}  # as manifests have it
+
+
+def test_names():
+    assert BUCKETS == ("head", "middle", "tail", "all")

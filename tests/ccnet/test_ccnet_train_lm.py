@@ -1,3 +1,5 @@
+import bz2
+import gzip
 import re
 import sys
 
@@ -6,13 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 from crawls import open_marks, prose
+from hypothesis import given
+from hypothesis import strategies as st
 from wet_files import write_wet
 
 from ccnet import train_lm
 from ccnet.filter import Rules, filter_segment, is_held_out
 from ccnet.language import default_model
 from ccnet.perplexity import LanguageModel
-from ccnet.train_lm import SAMPLE, is_clean, sample_segment, train
+from ccnet.train_lm import SAMPLE, is_clean, sample_file, sample_segment, train
 
 HINDI = "समिति महीने के अंत में अपनी रिपोर्ट प्रकाशित करेगी। यह रिपोर्ट पाँच सदस्यों ने मिलकर लिखी है।"
 JAPANESE = "委員会は今月末に報告書を公表する予定です。この報告書は五人の委員が共同で書いたもので、百頁あります。"
@@ -193,3 +197,95 @@ def test_pieces_of_the_language_model_corpus_are_those_that_are_scored(tmp_path,
     with pytest.raises(FileNotFoundError):  # no tool has run
         train("en", [write_sample(tmp_path / "s", "en", ["Line ONE is 12.\nLine two…"])], tmp_path / "sp", tmp_path / "arpa")
     assert re.sub("[ ▁]+", "", seen[0]) == "lineoneis00.linetwo...\n"
+
+
+def sample(path, data=None):
+    """(rows, what `sample_file` returns) of a file that is written first."""
+    if data is not None:
+        path.write_bytes(data)
+    counts = sample_file(str(path), path.parent / "sample")
+    return pq.read_table(path.parent / "sample").to_pylist(), counts
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress])
+@pytest.mark.parametrize("name", ["en.txt", "en.old news.2020.txt"])
+def test_text_files_have_a_document_a_block(tmp_path, pack, name):
+    text = "\ufeffOne line.\nAnother.  \n\n \t\n\n  Café\r\n\r\nlast"
+    suffix = {bytes: "", gzip.compress: ".gz", bz2.compress: ".bz2"}[pack]
+    rows, counts = sample(tmp_path / f"{name}{suffix}", pack(text.encode()))
+    assert [row["text"] for row in rows] == ["One line.\nAnother.", "Café", "last"]
+    assert {row["language"] for row in rows} == {"en"}
+    size = sum(len(row["text"].encode()) for row in rows)
+    assert counts == {"clean": 3, "bad": {}, "languages": {"en": {"documents": 3, "bytes": size}}}
+    first = (tmp_path / "sample").read_bytes()
+    sample(tmp_path / f"{name}{suffix}")
+    assert (tmp_path / "sample").read_bytes() == first
+
+
+@given(st.text(st.one_of(st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff"), st.sampled_from("\n \r"))))
+def test_any_text_is_cut_at_its_empty_lines(tmp_path_factory, text):
+    rows, counts = sample(tmp_path_factory.mktemp("text") / "en.txt", text.encode())
+    lines = "\n".join(line.strip() for line in text.split("\n"))
+    assert [row["text"] for row in rows] == [block for block in re.split(r"\n{2,}", lines.strip("\n")) if block]
+    assert counts["clean"] == len(rows) and not counts["bad"]
+
+
+@pytest.mark.parametrize("name", ["english.txt", "..txt", "text.en.txt", "EN.txt", "1.txt.gz"])
+def test_a_text_file_whose_name_begins_with_no_language(tmp_path, name):
+    with pytest.raises(ValueError, match=r"begins with its language, as en\.txt"):
+        sample(tmp_path / name, b"text")
+
+
+def test_text_that_is_broken_is_counted_and_what_is_large_is_cut(tmp_path, monkeypatch):
+    assert sample(tmp_path / "en.txt", b"") == ([], {"clean": 0, "bad": {}, "languages": {}})
+    rows, counts = sample(tmp_path / "de.txt", "Käse\nBrot\n\nKäse".encode("latin-1"))
+    assert [row["text"] for row in rows] == ["K\ufffdse\nBrot", "K\ufffdse"] and counts["bad"] == {"undecodable": 2}
+    packed = gzip.compress(b"".join(b"block %d\n\n" % n for n in range(10_000)))
+    rows, counts = sample(tmp_path / "en.txt.gz", packed[: len(packed) // 2])
+    assert counts["bad"] == {"truncated": 1} and 3000 < len(rows) < 7000
+    assert [row["text"] for row in rows[:2]] == ["block 0", "block 1"]
+    monkeypatch.setattr(train_lm, "MAX_BLOCK", 100)
+    rows, _ = sample(tmp_path / "en.txt", b"x" * 250 + b"\n" + b"line\n" * 50)
+    assert len(rows) == 6 and all(len(row["text"]) <= 100 for row in rows)
+    assert "".join(row["text"].replace("\n", "") for row in rows) == "x" * 250 + "line" * 50
+
+
+def test_of_a_dump_the_openings_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_lm, "MAX_ROWS_BYTES", 200)
+    pages = "".join(
+        f"<page><title>{n}</title><ns>0</ns><revision><text>'''Lead''' {n}\n== x ==\nmore</text></revision></page>"
+        for n in range(100)
+    )
+    xml = f'<mediawiki xml:lang="nb">{pages}</mediawiki>'.encode()
+    rows, counts = sample(tmp_path / "nowiki-pages-articles.xml.bz2", bz2.compress(xml))
+    assert [row["text"] for row in rows] == [f"Lead {n}" for n in range(100)]
+    assert counts["languages"] == {"no": {"documents": 100, "bytes": 690}}
+    assert pq.ParquetFile(tmp_path / "sample").metadata.num_row_groups > 2
+    line = '{"index": {}}\n{"title": "x", "language": "fr", "opening_text": "Le pain.", "text": "Le pain. Plus."}\n'
+    rows, counts = sample(tmp_path / "frwiki-cirrussearch-content.json.gz", gzip.compress(line.encode()))
+    assert [row["text"] for row in rows] == ["Le pain."] and list(counts["languages"]) == ["fr"]
+    assert sample(tmp_path / "dump.xml", b"<html/>") == ([], {"clean": 0, "bad": {"not_a_dump": 1}, "languages": {}})
+
+
+def test_models_of_a_real_dump(tmp_path, shared_data):
+    """Openings of Wikipedia articles: they fit the openings of others better than code, and the same bytes come out."""
+    [dump] = (shared_data / "text").glob("enwiki-*.bz2")
+    counts = sample_file(str(dump), tmp_path / "sample")
+    assert counts["languages"]["en"]["documents"] == 105 and not counts["bad"]
+    for name in ("one", "two"):
+        result = train("en", [tmp_path / "sample"], tmp_path / f"{name}.sp", tmp_path / f"{name}.bin", format="trie")
+    assert result["documents"] == 105 and 500 < result["pieces"] < 1500
+    assert (tmp_path / "one.sp").read_bytes() == (tmp_path / "two.sp").read_bytes()
+    assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes()
+    model = LanguageModel(tmp_path / "one.sp", tmp_path / "one.bin")
+    sentence = "The city is the capital of the state and was founded in the 19th century."
+    assert model.perplexity(sentence) < model.perplexity("for (int i = 0; i < n; i++) { x[i] = y[i]; }") / 2
+
+
+def test_both_structures_give_the_same_scores(trained, tmp_path):
+    folder, samples, _ = trained
+    train("en", samples, tmp_path / "sp", tmp_path / "trie", format="trie")
+    probing, trie = LanguageModel(folder / "model one", folder / "model two"), LanguageModel(tmp_path / "sp", tmp_path / "trie")
+    for text in [*(texts(1030)[1000:]), "something else entirely", ""]:
+        assert trie.perplexity(text) == pytest.approx(probing.perplexity(text), rel=1e-5)
+    assert (tmp_path / "trie").stat().st_size < (folder / "model two").stat().st_size

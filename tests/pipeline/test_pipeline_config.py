@@ -61,7 +61,7 @@ def test_every_key_has_help():
 def test_stages_name_keys_that_exist():
     known = flatten(load([]))
     for spec in SPECS.values():
-        for key in spec.keys:
+        for key in (*spec.keys, *spec.files, *spec.alone):
             assert any(name == key or name.startswith(f"{key}.") for name in known), key
         assert all(name in SPECS for name in spec.reads)
 
