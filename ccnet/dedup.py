@@ -30,6 +30,14 @@ CARRY = 128  # copies of a key that stand for one entry of a list where its byte
 STREAMED_KEYS = 1 << 20
 
 
+def partition_of(keys: np.ndarray, partitions: int) -> np.ndarray:
+    """uint64[n]: the partition of each key of uint64[n], which is its top bits.
+
+    Raises: ValueError unless `partitions` is a power of two from 1 to 4096.
+    """
+    return keys >> np.uint64(_shift(partitions))  # NumPy makes a shift by 64 zero
+
+
 def first_in_document(keys: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Which keys occur for the first time in their document.
 
@@ -78,7 +86,7 @@ class KeyFiles:
             start, count = int(counts[:first].sum()), int(counts[first:last].sum())
             for done in range(0, count, STREAMED_KEYS):
                 keys = _read_keys(path, start + done, min(STREAMED_KEYS, count - done))
-                yield keys if theirs >= partitions else keys[keys >> _shift(partitions) == partition]
+                yield keys if theirs >= partitions else keys[partition_of(keys, partitions) == partition]
 
 
 def mark_partition(

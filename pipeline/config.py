@@ -61,12 +61,14 @@ class DedupConfig:
 
     keep: str = key("first", "first: the first copy in crawl order stays; none: every copy goes, as in released CCNet")
     partitions: int = key(16, "hash partitions, a power of 2; memory is that of one partition's keys")
+    seen: list[str] = key([], "out folders of earlier runs; paragraphs that they hashed count as earlier copies")
     min_length: int = key(0, "characters; documents shorter than this after deduplication are dropped")
 
     def __post_init__(self) -> None:
         require(self.keep in ("first", "none"), f"dedup.keep={self.keep}: choose first or none")
         power = self.partitions > 0 and self.partitions & (self.partitions - 1) == 0
         require(power and self.partitions <= 4096, f"dedup.partitions={self.partitions}: choose a power of 2 up to 4096")
+        require(len(set(self.seen)) == len(self.seen), f"dedup.seen={self.seen}: name each run once")
         require(self.min_length >= 0, f"dedup.min_length={self.min_length}: choose 0 or more")
 
 

@@ -10,7 +10,13 @@ _SPECS = (
         ("fetch",),
         ("crawl.min_length", "dedup.partitions"),
     ),
-    Spec("dedup", "marks the paragraphs to keep, over all segments", ("hash",), ("dedup.keep", "dedup.partitions")),
+    Spec(
+        "dedup",
+        "marks the paragraphs to keep, over all segments",
+        ("hash",),
+        ("dedup.keep", "dedup.partitions", "dedup.seen"),
+        runs=(("dedup.seen", "hash"),),
+    ),
     Spec(
         "lm",
         "trains SentencePiece and KenLM models on held-out clean pages, or takes those of lm.dir",
