@@ -285,8 +285,8 @@ def _shingle(words, count, size):  # type: ignore[no-untyped-def]
     """Hash of the last `size` of `count` words, of which `words` holds the last SHINGLE in turn."""
     hashed = np.uint64(size)
     for i in range(count - size, count):
-        hashed = _mix(hashed * np.uint64(0x9E3779B97F4A7C15) ^ words[i % SHINGLE])
-    return hashed
+        hashed = hashed * np.uint64(0x9E3779B97F4A7C15) + words[i % SHINGLE]
+    return _mix(hashed)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -299,6 +299,7 @@ def _signatures(octets, starts, table, ascii_bytes, unspaced, low, high):  # typ
     normal = np.empty(longest + longest // 2 + 3, np.uint8)
     words = np.empty(SHINGLE, np.uint64)
     for document in range(len(starts) - 1):
+        signature = found[document]
         count = 0
         i = start = starts[document]
         end = starts[document + 1]
@@ -316,16 +317,16 @@ def _signatures(octets, starts, table, ascii_bytes, unspaced, low, high):  # typ
                 if size == 0:
                     continue
                 hashed = np.uint64(0xCBF29CE484222325)
-                for octet in normal[:size]:
-                    hashed = (hashed ^ np.uint64(octet)) * np.uint64(0x100000001B3)  # FNV-1a
+                for n in range(size):
+                    hashed = (hashed ^ np.uint64(normal[n])) * np.uint64(0x100000001B3)  # FNV-1a
                 words[count % SHINGLE] = hashed
                 count += 1
                 if count >= SHINGLE:
-                    _sign(_shingle(words, count, SHINGLE), low, high, found[document])
+                    _sign(_shingle(words, count, SHINGLE), low, high, signature)
             i += width
             start = i
         if 0 < count < SHINGLE:
-            _sign(_shingle(words, count, count), low, high, found[document])
+            _sign(_shingle(words, count, count), low, high, signature)
         has_words[document] = count > 0
     return found, has_words
 

@@ -31,6 +31,7 @@ _SPECS = (
         ("crawl.min_length", "dedup.min_length", "language", "bucket"),
         ("language.model",),
     ),
+    Spec("near", "finds near-duplicate documents, where near.threshold is set", ("mine",), ("near",)),
     Spec(
         "tokenizer",
         "trains LLaMA's SentencePiece BPE on the corpus, or takes tokenizer.model",
