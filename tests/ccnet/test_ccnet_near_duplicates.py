@@ -1,6 +1,7 @@
 """Near-duplicates against exact Jaccard indices of sets of 5-grams, computed in plain Python."""
 
 import hashlib
+import math
 import random
 import re
 from itertools import combinations, pairwise
@@ -172,6 +173,18 @@ def test_recall_and_precision(tmp_path):
             exact = jaccard(dropped, kept)
             assert abs(row["similarity"] - exact) < 0.12  # over four standard errors
             assert exact > 0.65  # near the threshold, or connected by documents in between
+
+
+@pytest.mark.parametrize("changes", [9, 7, 5, 3])  # of 304 words: indices of 0.74, 0.79, 0.85 and 0.90
+def test_pairs_are_found_as_often_as_documented(tmp_path, changes):
+    texts = [" ".join(words) for n in range(300) for words in (prose(n, 304), edited(prose(n, 304), changes, n))]
+    exact = jaccard(*texts[:2])
+    assert exact == pytest.approx((300 - 5 * changes) / (300 + 5 * changes), abs=0.01)
+    wanted = sum(math.comb(256, k) * exact**k * (1 - exact) ** (256 - k) for k in range(205, 257))
+    wanted *= 1 - (1 - exact**8) ** 32 if exact < 0.8 else 1  # nearly independent of the estimate
+    rows, _ = pairs_of([texts], tmp_path)
+    assert all(row["row"] == row["kept_row"] + 1 for row in rows)
+    assert abs(len(rows) / 300 - wanted) < 4 * np.sqrt(wanted * (1 - wanted) / 300) + 0.01
 
 
 def test_partitions_and_batches_make_no_difference(tmp_path, monkeypatch):
