@@ -108,7 +108,6 @@ def benchmark_marks(total: int, segments: int, folder: Path) -> None:
     few = folder / "few"
     np.arange(FEW, dtype=np.uint64).tofile(few)
     sample = files[: max(1, OBVIOUS_KEYS * segments // total)]
-    own = partition_keys[: len(sample)]
     whole = partition_keys.sum(axis=1, keepdims=True)
 
     def row(name: str, found: tuple[dict[str, Any], float, int], keys: int, empty: int, first: float = 0.0) -> float:
@@ -127,9 +126,9 @@ def benchmark_marks(total: int, segments: int, folder: Path) -> None:
     slow = row("Python set, first", obvious, obvious[0]["keys"], base)
     sorting = alone(measured, with_sort, sample)
     row("NumPy unique, first", sorting, sorting[0]["keys"], base, slow)
-    kernel = alone(measured_mark, sample, [few], own, "first", folder)
+    kernel = alone(measured_mark, sample, [few], whole[: len(sample)], "first", folder)
     assert kernel[0] == obvious[0] == sorting[0]
-    row("kernel, first, the same keys", kernel, int(own.sum(axis=0).max()), empty, slow)
+    row("kernel, first, the same keys", kernel, kernel[0]["keys"], empty, slow)
     for keep in ("first", "none"):
         for counts, name in ((partition_keys, f"{PARTITIONS} partitions"), (whole, "1 partition")):
             found = alone(measured_mark, files, [few], counts, keep, folder)

@@ -161,17 +161,24 @@ def link_partition(
     order = np.argsort(entries["hash"], kind="stable")  # so a bucket's documents stay in crawl order
     hashes, numbers = entries["hash"][order], numbers[order]
     del entries, order
-    edges = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1], [True]])) if len(hashes) else np.zeros(1, int)
-    shared = np.flatnonzero(np.diff(edges) > 1)
+    same = np.zeros(len(hashes) + 1, np.bool_)  # as the one before
+    same[1:-1] = hashes[1:] == hashes[:-1]
+    shared = same[:-1] | same[1:]
+    starts = np.flatnonzero(~same[:-1][shared])
+    members = numbers[shared]
+    ends = np.append(starts[1:], len(members))
+    del hashes, numbers, same, shared
     links = [np.empty((0, 2), np.int64)]
-    compared = 0
+    compared = bucket = 0
     needed = math.ceil(threshold * PERMUTATIONS - 1e-9)
-    for buckets in _batches(edges[shared], edges[shared + 1]):
-        members = np.concatenate([numbers[start:end] for start, end in buckets])
-        ends = np.cumsum([end - start for start, end in buckets])
-        found, count = _link(_gather(signature_files, first, members), members, ends, needed)
+    while bucket < len(starts):
+        start = starts[bucket]
+        after = max(bucket + 1, int(np.searchsorted(ends, start + BATCH, side="right")))
+        some = members[start : ends[after - 1]]
+        found, count = _link(_gather(signature_files, first, some), some, ends[bucket:after] - start, needed)
         links.append(found)
         compared += count
+        bucket = after
     _distinct_rows(np.concatenate(links)).astype("<i8").tofile(target)
     return {"links": target.stat().st_size // 16, "compared": compared}
 
@@ -228,20 +235,6 @@ def _permutations() -> tuple[np.ndarray, np.ndarray]:
     """Odd factors uint32[256] for the two halves of a hash."""
     factors = np.array([_mix(np.uint64(i)) for i in range(1, 2 * PERMUTATIONS + 1)], np.uint64) | np.uint64(1)
     return factors[:PERMUTATIONS].astype(np.uint32), factors[PERMUTATIONS:].astype(np.uint32)
-
-
-def _batches(starts: np.ndarray, ends: np.ndarray) -> Iterator[list[tuple[int, int]]]:
-    """Buckets in groups of about BATCH documents."""
-    group: list[tuple[int, int]] = []
-    size = 0
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        group.append((start, end))
-        size += end - start
-        if size >= BATCH:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def _gather(signature_files: Sequence[Path], first: np.ndarray, numbers: np.ndarray) -> np.ndarray:
