@@ -4,6 +4,7 @@ import hashlib
 import math
 import random
 import re
+from collections import Counter, defaultdict
 from itertools import combinations, pairwise
 from pathlib import Path
 from string import ascii_lowercase
@@ -27,6 +28,7 @@ from ccnet.near_duplicates import (
     signatures,
 )
 from ccnet.normalize import paragraph_keys
+from ccnet.wet import read_pages
 
 UNSPACED = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u30ff\u31f0-\u31ff"
@@ -252,6 +254,31 @@ def test_many_unlike_documents_in_one_bucket(tmp_path, monkeypatch):
     texts = [" ".join([*stem, *prose(n, 10)]) for n in range(1200)] * 2
     rows, _ = pairs_of([texts], tmp_path, partitions=1)
     assert len(rows) >= 1000 and all(row["row"] == row["kept_row"] + 1200 for row in rows)
+
+
+@pytest.mark.slow
+def test_real_pages(shared_data, tmp_path):
+    """Pages as they were crawled, against the exact index of every pair that has a shingle in common."""
+    files = sorted((shared_data / "crawl/segments").glob("*.gz"))
+    segments = [
+        [text for batch in read_pages(str(file), Counter()) for text in batch.column("raw_content").to_pylist()]
+        for file in files
+    ]
+    holders = defaultdict(list)
+    sizes = {}
+    for n, texts in enumerate(segments):
+        for row, text in enumerate(texts):
+            found = {hash(shingle) for shingle in shingles(text)}
+            sizes[f"s{n}", row] = len(found)
+            for shingle in found:
+                holders[shingle].append((f"s{n}", row))
+    common = Counter(pair for places in holders.values() if len(places) < 300 for pair in combinations(places, 2))
+    exact = {pair: count / (sizes[pair[0]] + sizes[pair[1]] - count) for pair, count in common.items()}
+    rows, _ = pairs_of(segments, tmp_path)
+    kept = {(row["segment"], row["row"]): (row["kept_segment"], row["kept_row"]) for row in rows}
+    sure = [pair for pair, index in exact.items() if index >= 0.87]
+    assert sure and all(kept.get(a, a) == kept.get(b, b) for a, b in sure)
+    assert all(exact[there, here] > 0.7 for here, there in kept.items())
 
 
 words = st.sampled_from(
