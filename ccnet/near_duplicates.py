@@ -101,7 +101,7 @@ def sign_documents(source: Path, signature_file: Path, band_file: Path, *, thres
     spilled = [np.empty(0, BAND)]
     documents = without_words = size = 0
     with pq.ParquetFile(source) as file, signature_file.open("wb") as target:
-        for batch in file.iter_batches(1024, columns=["raw_content"]):
+        for batch in file.iter_batches(256, columns=["raw_content"]):
             text = batch.column(0)
             found, has_words = signatures(text)
             target.write(found.astype("<u2").data)
