@@ -3,8 +3,8 @@
 `hash_segment` writes a segment's keys (a line repeated inside its document counts once) grouped by partition, the top
 bits of the key. `mark_partition` takes one partition of all segments and decides each key: a bit, 1 = keep. A key is in
 one partition only, so partitions are independent and memory is that of one partition's keys; those of earlier runs, which
-may count as copies too, are streamed past them. `SegmentMarks` reads the
-pages of a segment again and gives each line its mark.
+may count as copies too, are streamed past them. `SegmentMarks` reads the pages of a segment again and gives each line its
+mark.
 
 Source: CCNet (arXiv 1911.00359, section 3.2) and its released code, which removes every copy of a line that occurs in
 two documents of a block of 50 shards (`keep="none"` is that rule, over the whole crawl).
