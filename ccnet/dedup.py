@@ -2,15 +2,17 @@
 
 `hash_segment` writes a segment's keys (a line repeated inside its document counts once) grouped by partition, the top
 bits of the key. `mark_partition` takes one partition of all segments and decides each key: a bit, 1 = keep. A key is in
-one partition only, so partitions are independent and memory is that of one partition's keys. `SegmentMarks` reads the
-pages of a segment again and gives each line its mark.
+one partition only, so partitions are independent and memory is that of one partition's keys; those of earlier runs, which
+may count as copies too, are streamed past them. `SegmentMarks` reads the pages of a segment again and gives each line its
+mark.
 
 Source: CCNet (arXiv 1911.00359, section 3.2) and its released code, which removes every copy of a line that occurs in
 two documents of a block of 50 shards (`keep="none"` is that rule, over the whole crawl).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,18 @@ from ccnet.wet import read_pages, statistics
 
 KEY = np.dtype("<u8")
 MAX_PARTITIONS = 4096
-MAX_PARTITION_KEYS = 2_400_000_000  # 32 bits of a key choose its slot; 30 GB of memory
+MAX_PARTITION_KEYS = 2_400_000_000  # 32 bits of a key choose its slot; 34 GB of memory
+FREQUENT = 200
+CARRY = 128  # copies of a key that stand for one entry of a list where its byte is full
+STREAMED_KEYS = 1 << 20
+
+
+def partition_of(keys: np.ndarray, partitions: int) -> np.ndarray:
+    """uint64[n]: the partition of each key of uint64[n], which is its top bits.
+
+    Raises: ValueError unless `partitions` is a power of two from 1 to 4096.
+    """
+    return keys >> np.uint64(_shift(partitions))  # NumPy makes a shift by 64 zero
 
 
 def first_in_document(keys: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -53,6 +66,30 @@ def hash_segment(source: str, target: Path, *, partitions: int, min_length: int 
     return {**statistics(counts), "keys": len(grouped), "partition_keys": partition_keys.tolist()}
 
 
+@dataclass(frozen=True)
+class KeyFiles:
+    """The keys of one run: the outputs of `hash_segment`, and int64[segments, partitions] that it returned for them."""
+
+    paths: Sequence[Path]
+    partition_keys: np.ndarray
+
+    def segment(self, number: int, partition: int) -> np.ndarray:
+        """The keys of a segment in one partition. Raises: ValueError if the file is shorter than it should be."""
+        counts = self.partition_keys[number]
+        return _read_keys(self.paths[number], int(counts[:partition].sum()), int(counts[partition]))
+
+    def stream(self, partition: int, partitions: int) -> Iterator[np.ndarray]:
+        """All keys of partition `partition` of `partitions`, which need not be how many the files have, in small arrays."""
+        theirs = self.partition_keys.shape[1]
+        first = partition * theirs // partitions
+        last = max(first + 1, (partition + 1) * theirs // partitions)
+        for path, counts in zip(self.paths, self.partition_keys, strict=True):
+            start, count = int(counts[:first].sum()), int(counts[first:last].sum())
+            for done in range(0, count, STREAMED_KEYS):
+                keys = _read_keys(path, start + done, min(STREAMED_KEYS, count - done))
+                yield keys if theirs >= partitions else keys[partition_of(keys, partitions) == partition]
+
+
 def mark_partition(
     key_files: Sequence[Path],
     partition: int,
@@ -60,7 +97,8 @@ def mark_partition(
     keep: Literal["first", "none"],
     marks: Path,
     digests: Path,
-) -> dict[str, int]:
+    seen: Sequence[KeyFiles] = (),
+) -> dict[str, Any]:
     """Decide every key of one partition, over all segments.
 
     Args:
@@ -70,46 +108,56 @@ def mark_partition(
             have is kept by neither.
         marks: written: for each segment a bit per key (1 = keep, lowest bit first), each segment from a new byte on.
         digests: written: for each segment the xxh3-64 of its bytes in `marks`, uint64 little-endian.
-    Returns: `keys`, `distinct` and `kept`.
-    Memory: 12.6 bytes per key of the partition, and one segment's keys.
+        seen: keys of earlier runs, in any number of partitions: a line with one of them is kept by no document.
+    Returns: `keys`, `distinct`, `kept`; `seen`, the distinct keys that earlier runs have; `frequent`, the keys that most
+        documents of this run have: [key as decimal text, documents], at most 200 with at least two documents, by falling
+        number of documents, then by key.
+    Memory: 12.7 bytes per key of the partition, 14.1 with `seen` or `keep="none"`, and one segment's keys.
     Raises: ValueError if `keep` is unknown, the partition has too many keys (2.4 billion), or a key file is shorter
         than `partition_keys` says.
     """
     if keep not in ("first", "none"):
         raise ValueError(f"dedup.keep is {keep!r}: it must be 'first' or 'none'")
-    starts = np.zeros_like(partition_keys, dtype=np.int64)
-    starts[:, 1:] = np.cumsum(partition_keys[:, :-1], axis=1)
-
-    def segment_keys(segment: int) -> np.ndarray:
-        count = int(partition_keys[segment, partition])
-        keys = np.fromfile(key_files[segment], KEY, count, offset=8 * int(starts[segment, partition]))
-        if len(keys) != count:
-            raise ValueError(f"{key_files[segment]}: {len(keys)} keys in partition {partition}, expected {count}")
-        return keys
-
-    total = int(partition_keys[:, partition].sum())
+    own = KeyFiles(key_files, np.asarray(partition_keys, np.int64))
+    total = int(own.partition_keys[:, partition].sum())
     if total > MAX_PARTITION_KEYS:
         raise ValueError(f"partition {partition} has {total} keys, more than {MAX_PARTITION_KEYS}: use more partitions")
     table = np.zeros(total + total * 2 // 5 + 1, np.uint64)  # load at most 5/7; 0 is an empty slot
-    repeated = np.zeros(len(table) + 1 if keep == "none" else 0, np.bool_)
-    zero_seen = np.zeros(1, np.bool_)
-    kept = distinct = 0
-    if keep == "none":
+    copies = np.zeros(len(table) + 1, np.uint8)
+    carries = np.empty(total // CARRY + 1, np.int64)
+    state = np.zeros(2, np.int64)
+    decided_at_once = keep == "first" and not seen
+    gone = np.zeros(0 if decided_at_once else len(table) + 1, np.bool_)
+    distinct = already = kept = 0
+    if not decided_at_once:
         for segment in range(len(key_files)):
-            distinct += _insert(table, zero_seen, repeated, segment_keys(segment)).sum()
+            distinct += _insert(table, copies, carries, state, own.segment(segment, partition)).sum()
+        for run in seen:
+            for keys in run.stream(partition, own.partition_keys.shape[1]):
+                already += _flag(table, state, gone, keys)
+        if keep == "none":
+            np.logical_or(gone, copies, out=gone)
     with open(marks, "wb") as marks_file, open(digests, "wb") as digests_file:
         for segment in range(len(key_files)):
-            keys = segment_keys(segment)
-            if keep == "first":
-                keep_key = _insert(table, zero_seen, repeated, keys)
+            keys = own.segment(segment, partition)
+            if decided_at_once:
+                keep_key = _insert(table, copies, carries, state, keys)
                 distinct += keep_key.sum()
             else:
-                keep_key = _once(table, repeated, keys)
+                keep_key = _keep(table, gone, keys, keep == "first")
             kept += keep_key.sum()
             packed = np.packbits(keep_key, bitorder="little").tobytes()
             marks_file.write(packed)
             digests_file.write(xxhash.xxh3_64_intdigest(packed).to_bytes(8, "little"))
-    return {"keys": total, "distinct": int(distinct), "kept": int(kept)}
+    carried = np.sort(carries[: state[1]])
+    frequent = [[str(key), int(n)] for key, n in zip(*_most_copied(table, copies, carried, FREQUENT), strict=True)]
+    return {"keys": total, "distinct": int(distinct), "kept": int(kept), "seen": int(already), "frequent": frequent}
+
+
+def most_frequent(partitions: Iterable[Sequence[tuple[str, int]]]) -> list[list[Any]]:
+    """The `frequent` of all partitions as one list, which has the same order and at most 200 entries."""
+    ranked = sorted((-documents, int(key)) for frequent in partitions for key, documents in frequent)
+    return [[str(key), -documents] for documents, key in ranked[:FREQUENT]]
 
 
 class SegmentMarks:
@@ -162,6 +210,13 @@ def segment_offsets(partition_keys: np.ndarray) -> np.ndarray:
     """
     sizes = (np.asarray(partition_keys, np.int64) + 7) // 8
     return np.cumsum(sizes, axis=0) - sizes
+
+
+def _read_keys(path: Path, start: int, count: int) -> np.ndarray:
+    keys = np.fromfile(path, KEY, count, offset=8 * start)
+    if len(keys) != count:
+        raise ValueError(f"{path}: {len(keys)} keys from key {start} on, expected {count}: hash that segment again")
+    return keys
 
 
 def _partition_bits(partitions: int) -> int:
@@ -235,32 +290,82 @@ def _find(table, key):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _insert(table, zero_seen, repeated, keys):  # type: ignore[no-untyped-def]
-    """Put keys into the table. Returns which are new; `repeated`, if not empty, gets a flag for those that are not.
+def _insert(table, copies, carries, state, keys):  # type: ignore[no-untyped-def]
+    """Put keys into the table and count them. Returns which are new.
 
-    Key 0, the mark of an empty slot, is kept outside the table: `zero_seen`, and the last flag of `repeated`.
+    `copies` has, for each slot, how often its key came again. A byte that is full goes back by CARRY and puts its slot
+    on the list `carries`, which so has room for any number of keys. Key 0, the mark of an empty slot, is kept outside
+    the table: it has the last byte of `copies`. `state` is [whether key 0 came, length of `carries`].
     """
     new = np.empty(len(keys), np.bool_)
     for i, key in enumerate(keys):
         if key == 0:
             slot = len(table)
-            new[i] = not zero_seen[0]
-            zero_seen[0] = True
+            new[i] = state[0] == 0
+            state[0] = 1
         else:
             slot = _find(table, key)
             new[i] = table[slot] != key
             table[slot] = key
-        if not new[i] and len(repeated):
-            repeated[slot] = True
+        if not new[i]:
+            if copies[slot] == 255:
+                copies[slot] = 255 - CARRY
+                carries[state[1]] = slot
+                state[1] += 1
+            copies[slot] += 1
     return new
 
 
 @numba.njit(cache=True, nogil=True)
-def _once(table, repeated, keys):  # type: ignore[no-untyped-def]
-    once = np.empty(len(keys), np.bool_)
+def _flag(table, state, gone, keys):  # type: ignore[no-untyped-def]
+    """Set the flags of those keys that the table has. Returns how many were set newly."""
+    count = 0
+    for key in keys:
+        slot = len(table) if key == 0 else _find(table, key)
+        known = state[0] != 0 if key == 0 else table[slot] == key
+        if known and not gone[slot]:
+            gone[slot] = True
+            count += 1
+    return count
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep(table, gone, keys, once):  # type: ignore[no-untyped-def]
+    """Which keys are not gone; with `once`, a key is gone after it was kept."""
+    keep = np.empty(len(keys), np.bool_)
     for i, key in enumerate(keys):
-        once[i] = not repeated[len(table) if key == 0 else _find(table, key)]
-    return once
+        slot = len(table) if key == 0 else _find(table, key)
+        keep[i] = not gone[slot]
+        if once:
+            gone[slot] = True
+    return keep
+
+
+@numba.njit(cache=True, nogil=True)
+def _most_copied(table, copies, carried, limit):  # type: ignore[no-untyped-def]
+    """The at most `limit` keys that came most often, and how often; `carried` is sorted."""
+    keys = np.empty(limit, np.uint64)
+    counts = np.empty(limit, np.int64)
+    size = 0
+    at = 0
+    for slot in range(len(copies)):
+        if copies[slot] == 0:
+            continue
+        count = np.int64(copies[slot]) + 1
+        while at < len(carried) and carried[at] == slot:
+            count += CARRY
+            at += 1
+        key = table[slot] if slot < len(table) else np.uint64(0)
+        place = size
+        while place > 0 and (counts[place - 1] < count or (counts[place - 1] == count and keys[place - 1] > key)):
+            place -= 1
+        if place == limit:
+            continue
+        size = min(size + 1, limit)
+        for i in range(size - 1, place, -1):
+            keys[i], counts[i] = keys[i - 1], counts[i - 1]
+        keys[place], counts[place] = key, count
+    return keys[:size], counts[:size]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -25,7 +25,7 @@ PUNCTUATION = {
 CONTROLS = [*range(0x00, 0x20), *range(0x7F, 0xA0)]
 
 # Entry of a code point: its lower case in the low 21 bits, and these flags.
-_SPACE = np.uint32(1 << 24)  # str.strip removes it
+SPACE = np.uint32(1 << 24)  # str.strip removes it
 _DELETED = np.uint32(1 << 25)
 _DOTTED_I = np.uint32(1 << 26)  # U+0130: its lower case is two code points
 _SIGMA = np.uint32(1 << 27)  # U+03A3: its lower case depends on its neighbours
@@ -49,7 +49,7 @@ def paragraph_keys(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.frombuffer(offsets, np.int32, len(text) + 1, 4 * text.offset) if len(text) else np.zeros(1, np.int32)
     octets = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
     lines = _lines_before(octets, starts)
-    return _paragraph_keys(octets, starts, lines, *_key_tables()), lines
+    return _paragraph_keys(octets, starts, lines, *key_tables()), lines
 
 
 def lm_text(text: str) -> str:
@@ -76,15 +76,19 @@ def _codes(text: str) -> np.ndarray:
 
 
 @functools.cache
-def _key_tables() -> tuple[np.ndarray, np.ndarray]:
-    """uint32[0x110000] as above, and for ASCII uint8[128]: the byte that stands for each, 0 where it is deleted."""
+def key_tables() -> tuple[np.ndarray, np.ndarray]:
+    """What becomes of each code point in a key: the tables that `normalize_line` takes.
+
+    Returns: uint32[0x110000], the lower case and flags (`SPACE`: white space); uint8[128], the byte that stands for each
+    of ASCII, 0 where it is deleted.
+    """
     points = _all_code_points()
     # Both would disturb the position or the lower case of others when all are lowered in one string.
     plain = points.replace("\u0130", " ").replace("\u03a3", " ")
     table = _codes(plain.lower()).copy()
     assert len(table) == sys.maxunicode + 1
     table[[match.start() for match in re.finditer(r"\d", points)]] = ord("0")
-    table[[match.start() for match in re.finditer(r"\s", points)]] |= _SPACE
+    table[[match.start() for match in re.finditer(r"\s", points)]] |= SPACE
     table[[ord(c) for c in PUNCTUATION if not c.isdecimal()] + CONTROLS] |= _DELETED
     table[0xD800:0xE000] = 0
     # Python does not tell these two properties, but what lower() makes of a sigma shows them: it is final after a cased
@@ -164,7 +168,7 @@ def _paragraph_keys(octets, starts, lines, table, ascii_bytes):  # type: ignore[
         start = starts[document]
         for i in range(starts[document], starts[document + 1] + 1):
             if i == starts[document + 1] or octets[i] == 10:
-                size = _normalized(octets, start, i, table, ascii_bytes, message)
+                size = normalize_line(octets, start, i, table, ascii_bytes, message)
                 keys[line] = _sha1_key(message, size, schedule)
                 line += 1
                 start = i + 1
@@ -172,7 +176,7 @@ def _paragraph_keys(octets, starts, lines, table, ascii_bytes):  # type: ignore[
 
 
 @numba.njit(cache=True, nogil=True)
-def _decode(octets, i):  # type: ignore[no-untyped-def]
+def decode(octets, i):  # type: ignore[no-untyped-def]
     """The code point that begins at byte i of valid UTF-8, and its length in bytes."""
     first = np.uint32(octets[i])
     if first < 0x80:
@@ -226,7 +230,7 @@ def _is_final_sigma(octets, start, i, end, table):  # type: ignore[no-untyped-de
     j = i
     while j > start:
         j = _previous(octets, j)
-        before = table[_decode(octets, j)[0]]
+        before = table[decode(octets, j)[0]]
         if not before & _IGNORABLE:
             break
     if not before & _CASED:
@@ -234,7 +238,7 @@ def _is_final_sigma(octets, start, i, end, table):  # type: ignore[no-untyped-de
     after = np.uint32(0)
     j = i + 2
     while j < end:
-        code, width = _decode(octets, j)
+        code, width = decode(octets, j)
         after = table[code]
         if not after & _IGNORABLE:
             break
@@ -243,16 +247,20 @@ def _is_final_sigma(octets, start, i, end, table):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _normalized(octets, start, end, table, ascii_bytes, out):  # type: ignore[no-untyped-def]
-    """Write the normal form of the line [start, end). Returns its size in bytes."""
+def normalize_line(octets, start, end, table, ascii_bytes, out):  # type: ignore[no-untyped-def]
+    """Write the normal form, as `paragraph_keys` has it, of the line octets[start:end] to `out`.
+
+    Args: octets uint8[n], valid UTF-8; table and ascii_bytes from `key_tables`; out uint8, 1.5 times as long as the line.
+    Returns: the size of the normal form in bytes.
+    """
     while start < end:
-        code, width = _decode(octets, start)
-        if not table[code] & _SPACE:
+        code, width = decode(octets, start)
+        if not table[code] & SPACE:
             break
         start += width
     while end > start:
         last = _previous(octets, end)
-        if not table[_decode(octets, last)[0]] & _SPACE:
+        if not table[decode(octets, last)[0]] & SPACE:
             break
         end = last
     size = 0
@@ -265,7 +273,7 @@ def _normalized(octets, start, end, table, ascii_bytes, out):  # type: ignore[no
             size += octet != 0
             i += 1
             continue
-        code, width = _decode(octets, i)
+        code, width = decode(octets, i)
         entry = table[code]
         if entry & _DOTTED_I:
             out[size] = 0x69

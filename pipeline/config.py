@@ -37,6 +37,12 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_partitions(name: str, partitions: int) -> None:
+    """Raises `ValueError` unless `partitions` is a power of two from 1 to 4096."""
+    power = partitions > 0 and partitions & (partitions - 1) == 0
+    require(power and partitions <= 4096, f"{name}={partitions}: choose a power of 2 up to 4096")
+
+
 @dataclass
 class CrawlConfig:
     """Where the pages come from."""
@@ -60,13 +66,27 @@ class DedupConfig:
 
     keep: str = key("first", "first: the first copy in crawl order stays; none: every copy goes, as in released CCNet")
     partitions: int = key(16, "hash partitions, a power of 2; memory is that of one partition's keys")
+    seen: list[str] = key([], "out folders of earlier runs; paragraphs that they hashed count as earlier copies")
     min_length: int = key(0, "characters; documents shorter than this after deduplication are dropped")
 
     def __post_init__(self) -> None:
         require(self.keep in ("first", "none"), f"dedup.keep={self.keep}: choose first or none")
-        power = self.partitions > 0 and self.partitions & (self.partitions - 1) == 0
-        require(power and self.partitions <= 4096, f"dedup.partitions={self.partitions}: choose a power of 2 up to 4096")
+        require_partitions("dedup.partitions", self.partitions)
+        require(len(set(self.seen)) == len(self.seen), f"dedup.seen={self.seen}: name each run once")
         require(self.min_length >= 0, f"dedup.min_length={self.min_length}: choose 0 or more")
+
+
+@dataclass
+class NearConfig:
+    """Near-duplicate documents."""
+
+    threshold: float | None = key(None, "Jaccard index of word 5-grams from which on documents are near-duplicates, e.g. 0.8")
+    partitions: int = key(16, "hash partitions, a power of 2; memory is about 1,300 bytes a document divided by them")
+
+    def __post_init__(self) -> None:
+        good = self.threshold is None or 0.5 <= self.threshold <= 1
+        require(good, f"near.threshold={self.threshold}: choose 0.5 to 1, or null to keep near-duplicates")
+        require_partitions("near.partitions", self.partitions)
 
 
 @dataclass
@@ -186,6 +206,7 @@ class Config:
     max_bad_fraction: float = key(0.05, "a stage fails when more than this share of its records is bad")
     crawl: CrawlConfig = field(default_factory=CrawlConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
+    near: NearConfig = field(default_factory=NearConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     lm: LmConfig = field(default_factory=LmConfig)
     bucket: BucketConfig = field(default_factory=BucketConfig)

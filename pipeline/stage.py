@@ -45,8 +45,9 @@ class Spec:
     """What a stage is: its name, where it is written, what it reads.
 
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
-    name input files, `alone` those with which, where they are given, it reads no other stage. `always`: its plan depends
-    on more than those, so it is made anew every time. `folder`: where it keeps work that outlives a killed unit.
+    name input files, `runs` those that name the `out` of earlier runs, each with the stage whose manifest is read there,
+    `alone` those with which, where they are given, it reads no other stage. `always`: its plan depends on more than those,
+    so it is made anew every time. `folder`: where it keeps work that outlives a killed unit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Spec:
     reads: tuple[str, ...]
     keys: tuple[str, ...]
     files: tuple[str, ...] = ()
+    runs: tuple[tuple[str, str], ...] = ()
     alone: tuple[str, ...] = ()
     always: bool = False
     folder: str | None = None
@@ -172,6 +174,19 @@ class Stage:
                 )
         return manifest
 
+    def earlier(self, out: str, name: str) -> dict[str, Any]:
+        """The manifest of a stage in the `out` of an earlier run; `ValueError` if that has not finished it."""
+        folder = Path(out)
+        path = folder / "records" / f"{name}.json"
+        if folder.resolve() == self.out.resolve():
+            raise ValueError(f"{self.spec.name}: {out} is this run's own out: name earlier runs only")
+        if not path.exists():
+            raise ValueError(f"{self.spec.name}: {out} has no finished {name}: name the out of a run that has")
+        manifest = dict(read_json(path))
+        if manifest["format"] != FORMAT or not _all_there(folder, manifest["outputs"]):
+            raise ValueError(f"{self.spec.name}: the {name} of {out} is not whole, or of another version: run it there again")
+        return manifest
+
     def _read_manifest(self, name: str) -> dict[str, Any] | None:
         path = self.out / "records" / f"{name}.json"
         return dict(read_json(path)) if path.exists() else None
@@ -209,6 +224,8 @@ class Stage:
             reads = () if any(self._config[k] for k in self.spec.alone) else self.spec.reads
             self._inputs = {name: self.upstream(name)["digest"] for name in reads}
             self._inputs |= {k: digest_json(_prints(v)) for k, v in external}
+            earlier = [(k, [self.earlier(out, name)["digest"] for out in self._config[k]]) for k, name in self.spec.runs]
+            self._inputs |= {k: digest_json(digests) for k, digests in earlier if digests}
             yield
 
     def is_finished(self) -> bool:

@@ -10,7 +10,13 @@ _SPECS = (
         ("fetch",),
         ("crawl.min_length", "dedup.partitions"),
     ),
-    Spec("dedup", "marks the paragraphs to keep, over all segments", ("hash",), ("dedup.keep", "dedup.partitions")),
+    Spec(
+        "dedup",
+        "marks the paragraphs to keep, over all segments",
+        ("hash",),
+        ("dedup.keep", "dedup.partitions", "dedup.seen"),
+        runs=(("dedup.seen", "hash"),),
+    ),
     Spec(
         "lm",
         "trains SentencePiece and KenLM models on held-out clean pages or lm.text, or takes those of lm.url or lm.dir",
@@ -26,6 +32,7 @@ _SPECS = (
         ("crawl.min_length", "dedup.min_length", "language", "bucket"),
         ("language.model",),
     ),
+    Spec("near", "finds near-duplicate documents, where near.threshold is set", ("mine",), ("near",)),
     Spec(
         "tokenizer",
         "trains LLaMA's SentencePiece BPE on the corpus, or takes tokenizer.model",

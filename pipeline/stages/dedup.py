@@ -1,11 +1,15 @@
-"""dedup: the keys of all segments in, one keep mark a paragraph out (`dedup/{partition}.marks`, a bit each)."""
+"""dedup: the keys of all segments in, one keep mark a paragraph out (`dedup/{partition}.marks`, a bit each).
+
+Keys of earlier runs (`dedup.seen`) are read where these wrote them. The manifest's result lists the paragraphs that
+most documents have.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ccnet.dedup import mark_partition
+from ccnet.dedup import KeyFiles, mark_partition, most_frequent
 from ccnet.stats import merge
 from pipeline.outputs import Outputs
 from pipeline.stage import Stage, Unit
@@ -15,26 +19,38 @@ from pipeline.stages.hash import keys_file
 def run(stage: Stage) -> None:
     """One unit a hash partition, over all segments in crawl order."""
     hashed = stage.upstream("hash")
-    segments = hashed["result"]["segments"]
-    partition_keys = np.array([s["partition_keys"] for s in segments], np.int64)
+    earlier = {out: stage.earlier(out, "hash") for out in stage.config.dedup.seen}
+    own = _key_files(stage.out, hashed)
     shared = {
-        "key_files": [stage.out / keys_file(s["name"]) for s in segments],
-        "partition_keys": partition_keys,
+        "key_files": own.paths,
+        "partition_keys": own.partition_keys,
         "keep": stage.config.dedup.keep,
+        "seen": [_key_files(Path(out), manifest) for out, manifest in earlier.items()],
     }
-    inputs = {"hash": hashed["digest"]}
-    sizes = 8 * partition_keys.sum(axis=0)
-    units = [Unit(f"{p:04d}", {"partition": p, **shared}, inputs, int(sizes[p])) for p in range(partition_keys.shape[1])]
-    records = stage.map("dedup", dedup_unit, units)
-    stage.finish({"statistics": merge([record.statistics for record in records])})
+    inputs = {"hash": hashed["digest"], **{f"seen {out}": manifest["digest"] for out, manifest in earlier.items()}}
+    sizes = 8 * own.partition_keys.sum(axis=0)
+    units = [Unit(f"{p:04d}", {"partition": p, **shared}, inputs, int(size)) for p, size in enumerate(sizes)]
+    statistics = [record.statistics for record in stage.map("dedup", dedup_unit, units)]
+    stage.finish(
+        {
+            "statistics": merge([{k: v for k, v in unit.items() if k != "frequent"} for unit in statistics]),
+            "frequent": most_frequent(unit["frequent"] for unit in statistics),
+        }
+    )
 
 
 def dedup_unit(outputs: Outputs, partition: int, **shared: Any) -> dict[str, Any]:
     """Work of one unit: `ccnet.dedup.mark_partition`."""
     marks, digests = (outputs.path(file) for file in marks_files(partition))
-    return dict(mark_partition(partition=partition, marks=marks, digests=digests, **shared))
+    return mark_partition(partition=partition, marks=marks, digests=digests, **shared)
 
 
 def marks_files(partition: int) -> tuple[str, str]:
     """Where a partition's marks, and their digests by segment, lie below `out`."""
     return str(Path("dedup") / f"{partition:04d}.marks"), str(Path("dedup") / f"{partition:04d}.digests")
+
+
+def _key_files(out: Path, hashed: dict[str, Any]) -> KeyFiles:
+    segments = hashed["result"]["segments"]
+    paths = [out / keys_file(segment["name"]) for segment in segments]
+    return KeyFiles(paths, np.array([segment["partition_keys"] for segment in segments], np.int64))

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wet_files import write_wet
 
-from ccnet.dedup import SegmentMarks, first_in_document, hash_segment, mark_partition, segment_offsets
+import ccnet.dedup
+from ccnet.dedup import (
+    KeyFiles,
+    SegmentMarks,
+    first_in_document,
+    hash_segment,
+    mark_partition,
+    most_frequent,
+    segment_offsets,
+)
 from ccnet.normalize import paragraph_keys
 from ccnet.wet import read_pages
 
@@ -112,36 +122,88 @@ def test_all_duplicates(tmp_path, keep):
     assert ids == [[0, 1, 3] if keep == "first" else [], *[[]] * 149]
 
 
-# Few values, so that they repeat; 0 marks an empty slot inside; the low 32 bits decide the slot.
-some_key = st.sampled_from([0, 1, 2, 2**32, 2**64 - 1, 2**63, 2**32 - 1, 2**33 - 1, 0xFFFFFFFE, 7 << 32])
+# Few values, so that they repeat; 0 marks an empty slot inside; the low 32 bits decide the slot, the top ones the partition.
+some_key = st.sampled_from([0, 1, 2, 2**32, 2**64 - 1, 2**63, 2**32 - 1, 2**33 - 1, 0xFFFFFFFE, 7 << 32, 3 << 60, 5 << 60])
+segment_keys = st.lists(st.one_of(some_key, st.integers(0, 2**64 - 1)), max_size=30)  # a document's keys differ: each is one
+crawl_keys = st.lists(segment_keys, min_size=1, max_size=5)
+some_partitions = st.sampled_from([1, 2, 4, 8, 16])
 
 
-@given(st.lists(st.sets(st.one_of(some_key, st.integers(0, 2**64 - 1)), max_size=30), min_size=1, max_size=5))
-@settings(max_examples=150, deadline=None)
-def test_any_keys(tmp_path_factory, segments):
+def write_keys(folder: Path, segments: list[list[int]], partitions: int) -> KeyFiles:
+    """Key files as `hash_segment` writes them, by sorting and counting."""
+    folder.mkdir()
+    paths, partition_keys = [], []
+    for number, segment in enumerate(segments):
+        of = [key * partitions >> 64 for key in segment]
+        paths.append(folder / f"{number}.keys")
+        np.array([key for _, key in sorted(zip(of, segment, strict=True), key=lambda p: p[0])], "<u8").tofile(paths[-1])
+        partition_keys.append([of.count(partition) for partition in range(partitions)])
+    return KeyFiles(paths, np.array(partition_keys, np.int64))
+
+
+def read_marks(path: Path, counts: list[int]) -> list[list[bool]]:
+    """The marks of each segment in one partition."""
+    bits = np.unpackbits(np.fromfile(path, np.uint8), bitorder="little")
+    starts = np.cumsum([0, *((count + 7) // 8 * 8 for count in counts)])
+    assert len(bits) == starts[-1]
+    assert not any(bits[start + count : end].any() for (start, end), count in zip(pairwise(starts), counts, strict=True))
+    return [(bits[start : start + count] == 1).tolist() for start, count in zip(starts, counts, strict=False)]
+
+
+@given(
+    crawl_keys,
+    some_partitions,
+    st.sampled_from(["first", "none"]),
+    st.lists(st.tuples(crawl_keys, some_partitions), max_size=2),
+    st.sampled_from([1, 3, 1 << 20]),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_keys(tmp_path_factory, crawl, partitions, keep, earlier, streamed):
     folder = tmp_path_factory.mktemp("keys")
-    keys = [np.array(sorted(segment), np.uint64) for segment in segments]
-    files = [folder / str(number) for number in range(len(keys))]
-    for path, values in zip(files, keys, strict=True):
-        values.tofile(path)
-    partition_keys = np.array([[len(values)] for values in keys])
-    occurrences = Counter(key for segment in segments for key in segment)
-    seen: set[int] = set()
-    first = []
-    for values in keys:
-        first.append([key not in seen for key in values.tolist()])
-        seen |= set(values.tolist())
-    once = [[occurrences[key] == 1 for key in values.tolist()] for values in keys]
-    for keep, wanted in (("first", first), ("none", once)):
-        counts = mark_partition(files, 0, partition_keys, keep, folder / "marks", folder / "digests")
-        assert counts == {"keys": sum(map(len, keys)), "distinct": len(seen), "kept": sum(map(sum, wanted))}
-        data = (folder / "marks").read_bytes()
-        for marks in wanted:
-            size = (len(marks) + 7) // 8
-            bits = np.unpackbits(np.frombuffer(data[:size], np.uint8), bitorder="little")[: len(marks)]
-            assert bits.tolist() == marks
-            data = data[size:]
-        assert not data
+    own = write_keys(folder / "own", crawl, partitions)
+    seen = [write_keys(folder / f"seen-{n}", *run) for n, run in enumerate(earlier)]
+    documents = Counter(key for segment in crawl for key in segment)
+    gone = {key for segments, _ in earlier for segment in segments for key in segment}
+    known = len(gone & set(documents))
+    if keep == "none":
+        gone |= {key for key, count in documents.items() if count > 1}
+    frequent: list[list[list[Any]]] = []
+    totals = Counter[str]()
+    wanted: list[list[list[bool]]] = []  # partition, segment
+    marks: list[list[list[bool]]] = []
+    for partition in range(partitions):
+        wanted.append([])
+        for segment in crawl:
+            wanted[-1].append([])
+            for key in segment:
+                if key * partitions >> 64 == partition:
+                    wanted[-1][-1].append(key not in gone)
+                    if keep == "first":
+                        gone.add(key)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ccnet.dedup, "STREAMED_KEYS", streamed)
+            counts = mark_partition(own.paths, partition, own.partition_keys, keep, folder / "marks", folder / "digests", seen)
+        frequent.append(counts.pop("frequent"))
+        totals.update(counts)
+        marks.append(read_marks(folder / "marks", own.partition_keys[:, partition].tolist()))
+        check_digests(folder / "marks", folder / "digests", own.partition_keys[:, partition])
+    assert marks == wanted
+    kept = sum(sum(map(sum, segments)) for segments in wanted)
+    assert totals == {"keys": documents.total(), "distinct": len(documents), "kept": kept, "seen": known}
+    often = sorted((-count, key) for key, count in documents.items() if count > 1)
+    assert most_frequent(frequent) == [[str(key), -count] for count, key in often]
+
+
+def test_most_frequent_keys_are_counted_exactly(tmp_path):
+    """Counts around the byte that holds them, more keys than the list takes, ties, and key 0."""
+    counts = {0: 700, 1: 255, 2: 256, 3: 257, 4: 383, 5: 384, 6: 385, 7: 100_000} | {1000 + n: 2 for n in range(300)} | {99: 1}
+    own = write_keys(tmp_path / "own", [[key] * count for key, count in counts.items()], 1)
+    wanted = sorted((-count, key) for key, count in counts.items())[:200]
+    for keep in ("first", "none"):
+        found = mark_partition(own.paths, 0, own.partition_keys, keep, tmp_path / "m", tmp_path / "d")
+        assert found["frequent"] == [[str(key), -count] for count, key in wanted]
+        assert found["kept"] == (len(counts) if keep == "first" else 1)
+    assert most_frequent([found["frequent"], [["6", 9], ["1500", 2]]])[8] == ["6", 9]
 
 
 @given(st.lists(st.lists(some_key, max_size=12), max_size=8))
@@ -187,7 +249,7 @@ def test_segment_that_has_changed(tmp_path):
         short.finish()
     with pytest.raises(ValueError, match="expected 2"):
         SegmentMarks([tmp_path / "marks"], np.zeros(1, np.int64), np.array([16]))
-    with pytest.raises(ValueError, match="expected 9"):
+    with pytest.raises(ValueError, match="2 keys from key 0 on, expected 9"):
         mark_partition([tmp_path / "keys"], 0, np.array([[9]]), "first", tmp_path / "marks", tmp_path / "digests")
 
 
