@@ -9,10 +9,41 @@ Source: CCNet (arXiv 1911.00359, section 3.4): the first 30 % are the head, the 
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 RATIO = 1.005  # between the edges of a bin
 NAMES = ("head", "middle", "tail")
 UNSCORED = "all"
+BUCKETS = (*NAMES, UNSCORED)
+
+# Perplexities of percentiles 30 and 60, released with CCNet; they hold for its released language models only.
+# fmt: off
+RELEASED = {
+    "af": (540, 770), "ar": (490, 790), "az": (600, 950), "be": (670, 910), "bg": (450, 680), "bn": (190, 300),
+    "ca": (210, 330), "cs": (820, 1140), "da": (380, 600), "de": (370, 590), "el": (450, 670), "en": (340, 520),
+    "es": (180, 290), "et": (1270, 1620), "fa": (370, 700), "fi": (1110, 1500), "fr": (180, 330), "gu": (1110, 1570),
+    "he": (1280, 1710), "hi": (480, 790), "hr": (720, 910), "hu": (80, 140), "hy": (750, 1080), "id": (600, 970),
+    "is": (850, 1190), "it": (220, 360), "ja": (1110, 1450), "ka": (910, 1310), "kk": (610, 930), "km": (1040, 2180),
+    "kn": (2210, 2800), "ko": (920, 2130), "lt": (190, 270), "lv": (1130, 1480), "mk": (530, 740), "ml": (2430, 3220),
+    "mn": (680, 1010), "mr": (1380, 1870), "my": (2530, 3040), "ne": (860, 1130), "nl": (430, 650), "no": (430, 680),
+    "pl": (160, 260), "pt": (170, 270), "ro": (180, 270), "ru": (210, 310), "uk": (140, 220), "zh": (1460, 1950),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Cutoffs:
+    """Where a language's head and middle end, and what that follows from.
+
+    `documents` and `model` are how many perplexities there were and the fingerprint of the models that gave them; both are
+    None in CCNet's released table.
+    """
+
+    low: float
+    high: float
+    percentiles: tuple[float, float]
+    documents: int | None
+    model: str | None
 
 
 def bin_of(perplexity: float) -> int:
@@ -43,6 +74,20 @@ def cutoffs(histogram: Mapping[str, int], percentiles: tuple[float, float] = (30
                 edges.append(bin_edges(number)[1])
                 break
     return edges[0], edges[1]
+
+
+def computed_cutoffs(histogram: Mapping[str, int], percentiles: tuple[float, float], model: str) -> Cutoffs:
+    """The cut-offs of `cutoffs`, with what they were computed from."""
+    low, high = cutoffs(histogram, percentiles)
+    return Cutoffs(low, high, percentiles, sum(histogram.values()), model)
+
+
+def released_cutoffs(language: str) -> Cutoffs | None:
+    """CCNet's own, or None for a language that it released no model of: its documents are all in one bucket."""
+    if language not in RELEASED:
+        return None
+    low, high = RELEASED[language]
+    return Cutoffs(low, high, (30.0, 60.0), None, None)
 
 
 def bucket(perplexity: float | None, cut: tuple[float, float] | None) -> str:

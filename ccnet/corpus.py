@@ -13,14 +13,14 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ccnet.buckets import NAMES, UNSCORED, bucket
+from ccnet.buckets import BUCKETS, bucket
 from ccnet.schema import DOCUMENT, DROPPED, SCORED
 from ccnet.stats import Tally, by_language
 
@@ -128,7 +128,7 @@ def regroup(
     rules: CorpusRules,
     cutoffs: tuple[float, float] | None,
     targets: Mapping[str, Path],
-    layout: Literal["parquet", "ccnet"] = "parquet",
+    layout: str = "parquet",
 ) -> dict[str, dict[str, int]]:
     """Writes one language's documents of some segments that pass the rules, in crawl order, to a file a bucket.
 
@@ -157,7 +157,7 @@ def regroup(
                             writer = _Parquet(targets[name]) if layout == "parquet" else _JsonLines(targets[name])
                             files[name] = stack.enter_context(_File(writer))
                         files[name].add(table.filter(pc.equal(names, name)))
-    return {name: files[name].counts for name in (*NAMES, UNSCORED) if name in files}
+    return {name: files[name].counts for name in BUCKETS if name in files}
 
 
 def read_corpus(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -238,7 +238,8 @@ class _JsonLines:
     """Tables in, CCNet's records out: a JSON object a line, gzip. The same documents give the same bytes."""
 
     def __init__(self, path: Path) -> None:
-        self._file = gzip.GzipFile("", "wb", GZIP_LEVEL, path.open("wb"), mtime=0)
+        self._raw = path.open("wb")
+        self._file = gzip.GzipFile("", "wb", GZIP_LEVEL, self._raw, mtime=0)
 
     def write(self, table: pa.Table) -> None:
         for row in table.select(JSON_KEYS).to_pylist():
@@ -247,9 +248,8 @@ class _JsonLines:
             self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:
-        raw = self._file.fileobj
-        self._file.close()
-        raw.close()
+        with self._raw:
+            self._file.close()
 
 
 class _File:

@@ -8,7 +8,8 @@ Source: CCNet (arXiv 1911.00359, section 3) as released; the order of the steps 
 """
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from ccnet.schema import SCORED
 from ccnet.stats import Tally, by_language
 from ccnet.wet import read_pages
 
+MAX_PARAGRAPH = 200  # characters of the text that stands for a paragraph
 IDENTIFIED = pa.schema(list(SCORED)[: SCORED.get_field_index("perplexity")])
 
 
@@ -138,20 +140,21 @@ def filter_segment(
     language_model: Path,
     rules: Rules,
     models: Mapping[str, tuple[Path, Path]],
+    whole: bool = False,
     dropped: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the surviving documents of a segment to `target` as Parquet (`SCORED`), and returns the counts.
 
     The file is sorted by language, then in crawl order; a row group holds one language. `models` are the language models
-    (`ccnet.perplexity.find_models`). `dropped`: where the others go (`DROPPED`), in crawl order. Memory: the text of the
-    segment.
+    (`ccnet.perplexity.find_models`); `whole`: as in `LanguageIdentifier`; `dropped`: where the other documents go
+    (`DROPPED`), in crawl order. Memory: the text of the segment.
 
     The counts are those of `Tally` and of `by_language`.
     """
     tally = Tally()
     scorers: dict[str, LanguageModel] = {}
     batches = []
-    identifier = LanguageIdentifier(language_model)
+    identifier = LanguageIdentifier(language_model, whole=whole)
     with ExitStack() as stack:
         others = stack.enter_context(DroppedFile(dropped)) if dropped else None
         for batch in surviving_batches(source, marks, identifier, rules, tally, held_out=False, dropped=others):
@@ -164,8 +167,8 @@ def filter_segment(
                     continue
                 if language not in scorers:
                     scorers[language] = LanguageModel(*models[language])
-                whole, by_line = scorers[language].perplexities(text.as_py())
-                perplexities.append(whole)
+                perplexity, by_line = scorers[language].perplexities(text.as_py())
+                perplexities.append(perplexity)
                 paragraphs.append(by_line)
             scores = [pa.array(perplexities, pa.float64()), pa.array(paragraphs, pa.list_(pa.float32()))]
             batches.append(pa.RecordBatch.from_arrays([*batch.columns, *scores], schema=SCORED))
@@ -178,6 +181,27 @@ def filter_segment(
             size = table.column("raw_content").nbytes
             writer.write_table(table, row_group_size=max(1, len(table) * ROW_GROUP_BYTES // max(size, ROW_GROUP_BYTES)))
     return tally.statistics() | by_language(documents)
+
+
+def paragraph_texts(sources: Iterable[str], keys: np.ndarray, *, min_length: int = 300) -> dict[int, str]:
+    """The text of paragraphs by their keys: that of the first line that has the key, cut after MAX_PARAGRAPH characters.
+
+    Args: sources: segments; reading ends when all keys (uint64[n]) are found; min_length: as in `read_pages`.
+    Returns: {key: text} of those that were found.
+    """
+    texts: dict[int, str] = {}
+    for source in sources:
+        for batch in read_pages(source, Counter(), min_length=min_length):
+            missing = np.array([key for key in keys.tolist() if key not in texts], np.uint64)
+            if not len(missing):
+                return texts
+            found, offsets = paragraph_keys(batch.column("raw_content"))
+            places = np.flatnonzero(np.isin(found, missing))
+            for key, first in zip(*np.unique(found[places], return_index=True), strict=True):
+                document = np.searchsorted(offsets, places[first], side="right") - 1
+                lines = batch.column("raw_content")[document].as_py().split("\n")
+                texts[int(key)] = lines[places[first] - offsets[document]][:MAX_PARAGRAPH]
+    return texts
 
 
 def keep_lines(text: pa.StringArray, offsets: np.ndarray, keep: np.ndarray) -> tuple[pa.StringArray, pa.ListArray]:

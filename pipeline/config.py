@@ -75,6 +75,7 @@ class LanguageConfig:
     """Language identification."""
 
     model: str | None = key(None, "a fastText language model; default: the lid.176.ftz that `make setup` installed")
+    whole: bool = key(False, "look at all of a text, as CCNet does; else at its beginning where that is clear")
     mine: list[str] = key([], "languages to train models for, to score and to hold in mine/; empty: all")
     threshold: float = key(0.5, "documents whose language scores less are not in the corpus")
     keep: list[str] = key([], "languages of the corpus, as fastText names them; empty: all")
@@ -104,10 +105,16 @@ class LmConfig:
 class BucketConfig:
     """Perplexity buckets and the files of the corpus."""
 
+    cutoffs: str = key(
+        "computed",
+        "computed: from the documents' perplexities; released: CCNet's, which need its released models (lm=ccnet);"
+        " languages without any have the bucket `all`",
+    )
     percentiles: list[float] = key([30.0, 60.0], "head lies below the first percentile of perplexity, middle below the second")
     part_bytes: int = key(256 << 20, "text per Parquet file, about")
 
     def __post_init__(self) -> None:
+        require(self.cutoffs in ("computed", "released"), f"bucket.cutoffs={self.cutoffs}: choose computed or released")
         good = len(self.percentiles) == 2 and 0 < self.percentiles[0] < self.percentiles[1] < 100
         require(good, f"bucket.percentiles={self.percentiles}: choose two rising percentiles between 0 and 100")
         require(self.part_bytes >= 1 << 16, f"bucket.part_bytes={self.part_bytes}: choose 65536 or more")

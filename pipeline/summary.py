@@ -54,10 +54,10 @@ def print_summary(config: Config) -> None:
         shown = [f"{language} {_documents(buckets):,}" for language, buckets in by_language[:12]]
         more = f" and {len(by_language) - 12} more" if len(by_language) > 12 else ""
         row("languages", ", ".join(shown) + more)
-        for language, (low, high) in sorted(result["regroup"]["cutoffs"].items()):
+        for language, cut in sorted(result["regroup"]["cutoffs"].items()):
             shares = result["regroup"]["buckets"].get(language, {})
             named = ", ".join(f"{bucket} {entry['documents']:,}" for bucket, entry in shares.items())
-            row(f"buckets {language}", f"perplexity {low:,.1f} / {high:,.1f}: {named}")
+            row(f"buckets {language}", f"perplexity {cut['low']:,.1f} / {cut['high']:,.1f}: {named}")
     if "tokenize" in result:
         train, validation = result["tokenize"]["train"], result["tokenize"]["validation"]
         row(

@@ -22,7 +22,7 @@ _SPECS = (
         "mine",
         "removes duplicates, identifies languages, scores perplexity",
         ("fetch", "hash", "dedup", "lm"),
-        ("crawl.min_length", "language.model", "language.mine", "keep_dropped"),
+        ("crawl.min_length", "language.model", "language.whole", "language.mine", "keep_dropped"),
         ("language.model",),
     ),
     Spec(

@@ -3,45 +3,77 @@
 What the scores decide is left to `regroup`, so that other thresholds need neither the crawl nor a model again.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ccnet.filter import Rules, filter_segment
+import numpy as np
+
+from ccnet.filter import Rules, filter_segment, paragraph_texts
 from ccnet.stats import total
 from pipeline.outputs import Outputs
 from pipeline.stage import Stage, Unit
 from pipeline.stages.marked import MarkedSegment, language_model, marked_segments
 
+LOOKED_UP = 16  # segments, evenly over the crawl, in which the text of the most frequent paragraphs is looked for
+
 
 def run(stage: Stage) -> None:
-    """One unit a segment."""
+    """One unit a segment, and one for the text of the most frequent paragraphs."""
     config = stage.config
     lm = stage.upstream("lm")["result"]
-    identifier, identifier_print = language_model(config)
+    language_file, language_print = language_model(config)
     rules = Rules(min_length=config.crawl.min_length, languages=tuple(config.language.mine), held_out=lm["held_out"])
     models = {language: tuple(Path(stage.resolve(path)) for path in paths) for language, paths in lm["models"].items()}
-    shared = {"language_model": identifier, "rules": rules, "models": models, "keep_dropped": config.keep_dropped}
-    inputs = {"language.model": identifier_print, "held_out": str(lm["held_out"]), **lm["fingerprints"]}
-    units = [
-        Unit(s.name, {"segment": s, **shared}, {"segment": s.fingerprint, **inputs}, s.bytes) for s in marked_segments(stage)
-    ]
+    shared = {
+        "language_model": language_file,
+        "whole": config.language.whole,
+        "rules": rules,
+        "models": models,
+        "keep_dropped": config.keep_dropped,
+    }
+    inputs = {"language.model": language_print, "held_out": str(lm["held_out"]), **lm["fingerprints"]}
+    segments = marked_segments(stage)
+    units = [Unit(s.name, {"segment": s, **shared}, {"segment": s.fingerprint, **inputs}, s.bytes) for s in segments]
     records = stage.map("mine", mine_unit, units)
     statistics = total(record.statistics for record in records)
     stage.check_removed(statistics, chosen=("short", "held_out", "language_not_mined"))
-    segments = [
-        {"name": record.unit, "path": (path := mined_file(record.unit)), "digest": record.outputs[path]["digest"]}
+    mined = [
+        {"name": record.unit, "path": mined_file(record.unit), "digest": record.outputs[mined_file(record.unit)]["digest"]}
         for record in records
     ]
-    stage.finish({"statistics": statistics, "segments": segments})
+    frequent = _frequent(stage, segments)
+    stage.finish({"statistics": statistics, "segments": mined, "models": lm["fingerprints"], "frequent": frequent})
 
 
 def mine_unit(outputs: Outputs, segment: MarkedSegment, keep_dropped: bool, **shared: Any) -> dict[str, Any]:
-    """Work of a unit: `ccnet.filter.filter_segment`."""
+    """Work of a unit of the first round: `ccnet.filter.filter_segment`."""
     target = outputs.path(mined_file(segment.name))
     dropped = outputs.path(f"dropped/mine/{segment.name}.parquet") if keep_dropped else None
     return filter_segment(segment.source, target, marks=segment.open_marks(), dropped=dropped, **shared)
 
 
+def frequent_unit(outputs: Outputs, sources: list[str], keys: list[str], min_length: int) -> dict[str, Any]:
+    """Work of the unit of the second round: `ccnet.filter.paragraph_texts`."""
+    texts = paragraph_texts(sources, np.array(keys, np.uint64), min_length=min_length)
+    return {str(key): text for key, text in texts.items()}
+
+
 def mined_file(segment: str) -> str:
     """Where a segment's documents lie below `out`."""
     return f"mine/{segment}.parquet"
+
+
+def _frequent(stage: Stage, segments: Sequence[MarkedSegment]) -> list[dict[str, Any]]:
+    """The most frequent paragraphs, with their text (null where it was not come upon) and the documents that have them.
+
+    Not looked up while segments are mined: a segment's record would depend on all the others then.
+    """
+    counts = stage.upstream("dedup")["result"].get("frequent", [])
+    chosen = segments[:: -(-len(segments) // LOOKED_UP)] if segments and counts else []
+    keys = [key for key, _ in counts]
+    arguments = {"sources": [s.source for s in chosen], "keys": keys, "min_length": stage.config.crawl.min_length}
+    inputs = {"keys": " ".join(keys)} | {s.name: s.fingerprint for s in chosen}
+    records = stage.map("frequent", frequent_unit, [Unit("paragraphs", arguments, inputs)] if chosen else [])
+    texts = records[0].statistics if records else {}
+    return [{"text": texts.get(key), "documents": documents} for key, documents in counts]

@@ -4,16 +4,16 @@ First the rules are applied to the scores of every segment; then the perplexitie
 cut-offs; then documents are written by language and bucket. Neither the crawl nor a model is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from ccnet.buckets import NAMES, UNSCORED, cutoffs
+from ccnet.buckets import BUCKETS, Cutoffs, computed_cutoffs, released_cutoffs
 from ccnet.corpus import JSON_SUFFIX, CorpusRules, MinedSegment, judge_segment, regroup
 from ccnet.stats import chain, merge, total
+from pipeline.config import Config
 from pipeline.outputs import Outputs
 from pipeline.stage import Record, Stage, StageError, Unit
-
-ORDER = (*NAMES, UNSCORED)
 
 
 def run(stage: Stage) -> None:
@@ -40,8 +40,7 @@ def run(stage: Stage) -> None:
         dropped = ", ".join(f"{reason} {n}" for reason, n in funnel["documents"]["dropped"].items() if n)
         raise StageError(f"regroup: no document is left of {funnel['documents']['in']} ({dropped or 'the crawl is empty'})")
 
-    low, high = config.bucket.percentiles
-    cuts = {language: cutoffs(counts, (low, high)) for language, counts in sorted(statistics["perplexity"].items())}
+    cuts = _cutoffs(config, statistics["perplexity"], mined["models"])
     plans = [
         (language, number, group)
         for language in sorted(statistics["languages"])
@@ -49,7 +48,7 @@ def run(stage: Stage) -> None:
     ]
     units = []
     for language, number, group in plans:
-        cut = cuts.get(language)
+        cut = (cuts[language].low, cuts[language].high) if language in cuts else None
         arguments = {
             "language": language,
             "segments": [segments[n] for n in group],
@@ -65,7 +64,7 @@ def run(stage: Stage) -> None:
     parts = []
     for (language, number, _), record in zip(plans, records, strict=True):
         buckets[language] = merge([buckets.get(language, {}), record.statistics])
-        for bucket in ORDER:
+        for bucket in BUCKETS:
             path = corpus_file(language, bucket, number, config.corpus.layout)
             if path in record.outputs:
                 digest = record.outputs[path]["digest"]
@@ -74,8 +73,8 @@ def run(stage: Stage) -> None:
         {
             "statistics": statistics,
             "funnel": funnel,
-            "cutoffs": {language: list(cut) for language, cut in cuts.items()},
-            "buckets": {k: {b: v[b] for b in ORDER if b in v} for k, v in buckets.items()},
+            "cutoffs": {language: asdict(cut) for language, cut in cuts.items()},
+            "buckets": {k: {b: v[b] for b in BUCKETS if b in v} for k, v in buckets.items()},
             "parts": parts,
         }
     )
@@ -89,7 +88,7 @@ def judge_unit(outputs: Outputs, segment: MinedSegment, rules: CorpusRules, keep
 
 def regroup_unit(outputs: Outputs, language: str, number: int, layout: str, **shared: Any) -> dict[str, Any]:
     """Work of a unit of the second round: `ccnet.corpus.regroup`."""
-    targets = {bucket: outputs.path(corpus_file(language, bucket, number, layout)) for bucket in ORDER}
+    targets = {bucket: outputs.path(corpus_file(language, bucket, number, layout)) for bucket in BUCKETS}
     return dict(regroup(language=language, targets=targets, layout=layout, **shared))
 
 
@@ -98,6 +97,14 @@ def corpus_file(language: str, bucket: str, number: int, layout: str) -> str:
     if layout == "ccnet":
         return f"corpus/{language}_{bucket}_{number:04d}{JSON_SUFFIX}"
     return f"corpus/{language}/{bucket}/part-{number:05d}.parquet"
+
+
+def _cutoffs(config: Config, perplexities: Mapping[str, Mapping[str, int]], models: Mapping[str, str]) -> dict[str, Cutoffs]:
+    """The cut-offs of each language that has any."""
+    if config.bucket.cutoffs == "released":
+        return {language: cut for language in sorted(perplexities) if (cut := released_cutoffs(language))}
+    low, high = config.bucket.percentiles
+    return {language: computed_cutoffs(h, (low, high), models[language]) for language, h in sorted(perplexities.items())}
 
 
 def _groups(language: str, judged: Sequence[Record], group_bytes: int) -> list[list[int]]:

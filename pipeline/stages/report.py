@@ -49,10 +49,16 @@ def write_page(outputs: Outputs, out: Path) -> dict[str, Any]:
         manifests=manifests,
         perplexity=_perplexity_charts(results) if "regroup" in results else {},
         curves=_training_charts(read_metrics(out / FOLDER)) if "train" in results else [],
+        frequent=_frequent(results) if "mine" in results else [],
         domains=_domains(results) if "regroup" in results else [],
     )
     outputs.path(PAGE).write_text(page, encoding="utf-8")
     return {"bytes": len(page.encode())}
+
+
+def _frequent(results: dict[str, Any]) -> list[tuple[str, int]]:
+    rows = [(row["text"], row["documents"]) for row in results["mine"]["frequent"] if row["text"] is not None]
+    return [(text or "(an empty line)", documents) for text, documents in rows][:TOP]
 
 
 def _domains(results: dict[str, Any]) -> list[tuple[str, int]]:
@@ -69,7 +75,8 @@ def _perplexity_charts(results: dict[str, Any]) -> dict[str, Markup]:
         for number in numbers:
             bars[number // step] = bars.get(number // step, 0) + counts[str(number)]
         edges = [(bin_edges(bar * step)[0], bin_edges(bar * step + step - 1)[1], n) for bar, n in sorted(bars.items())]
-        marks = list(zip(("head | middle", "middle | tail"), corpus["cutoffs"].get(language, []), strict=False))
+        cut = [corpus["cutoffs"][language][end] for end in ("low", "high")] if language in corpus["cutoffs"] else []
+        marks = list(zip(("head | middle", "middle | tail"), cut, strict=False))
         charts[language] = histogram(f"Documents by perplexity, {language}", "perplexity", edges, marks)
     return charts
 

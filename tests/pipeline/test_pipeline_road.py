@@ -57,7 +57,7 @@ def test_the_corpus_is_read_with_datasets_and_its_counts_are_those_of_the_record
             assert (len(rows), sum(rows["length"])) == (counts["documents"], counts["chars"])
             assert set(rows["language"]) == {language} and set(rows["bucket"]) == {bucket}
             if language in grouped["cutoffs"]:
-                low, high = grouped["cutoffs"][language]
+                low, high = (grouped["cutoffs"][language][end] for end in ("low", "high"))
                 expected = {"head": (0, low), "middle": (low, high), "tail": (high, float("inf"))}[bucket]
                 assert all(expected[0] <= perplexity < expected[1] for perplexity in rows["perplexity"])
     documents = grouped["funnel"]["documents"]
