@@ -26,7 +26,7 @@ from ccnet.stats import Tally, by_language
 
 BATCH = 4096  # documents that are held at a time
 ROW_GROUP_BYTES = 32 << 20  # text in a row group, about
-GZIP_LEVEL = 6
+GZIP_LEVEL = 4  # twice as fast as 6, for files 4 % larger
 JSON_SUFFIX = ".json.gz"
 JSON_KEYS = [name for name in DOCUMENT.names if name != "paragraph_perplexity"]  # CCNet's, in its order
 SIGNALS = ["length", "nlines", "source_domain", "language", "language_score", "perplexity"]
