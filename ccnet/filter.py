@@ -186,21 +186,22 @@ def filter_segment(
 def paragraph_texts(sources: Iterable[str], keys: np.ndarray, *, min_length: int = 300) -> dict[int, str]:
     """The text of paragraphs by their keys: that of the first line that has the key, cut after MAX_PARAGRAPH characters.
 
-    Args: sources: segments; reading ends when all keys (uint64[n]) are found; min_length: as in `read_pages`.
+    Args: sources: segments, of which no more are read when all keys are found; keys: uint64[n], distinct; min_length: as in
+        `read_pages`.
     Returns: {key: text} of those that were found.
     """
     texts: dict[int, str] = {}
     for source in sources:
+        if len(texts) == len(keys):
+            break
         for batch in read_pages(source, Counter(), min_length=min_length):
-            missing = np.array([key for key in keys.tolist() if key not in texts], np.uint64)
-            if not len(missing):
-                return texts
             found, offsets = paragraph_keys(batch.column("raw_content"))
-            places = np.flatnonzero(np.isin(found, missing))
+            places = np.flatnonzero(np.isin(found, keys))
             for key, first in zip(*np.unique(found[places], return_index=True), strict=True):
-                document = np.searchsorted(offsets, places[first], side="right") - 1
-                lines = batch.column("raw_content")[document].as_py().split("\n")
-                texts[int(key)] = lines[places[first] - offsets[document]][:MAX_PARAGRAPH]
+                if int(key) not in texts:
+                    document = np.searchsorted(offsets, places[first], side="right") - 1
+                    lines = batch.column("raw_content")[document].as_py().split("\n")
+                    texts[int(key)] = lines[places[first] - offsets[document]][:MAX_PARAGRAPH]
     return texts
 
 

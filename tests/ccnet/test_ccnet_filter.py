@@ -302,6 +302,20 @@ def test_keep_lines_against_lists_of_lines(documents, before):
         assert numbers == list(compress(range(len(lines)), flags))
 
 
+def test_texts_of_paragraphs(tmp_path, monkeypatch):
+    """That of the first line with the key; reading ends when all are found."""
+    monkeypatch.setattr(filter, "read_pages", partial(read_pages, batch_bytes=1))
+    first = [(f"http://x.example/{n}", "t", lines) for n, lines in enumerate((["", "HOME 7", "a"], ["home 0", "ab" * 300]))]
+    sources = [str(write_wet(tmp_path / "1", first)), str(write_wet(tmp_path / "2", [("http://y.example/", "t", ["Kontakt"])]))]
+    lines = ["home 9", "", "ab" * 300, "kontakt", "not there"]
+    keys, _ = paragraph_keys(pa.array(["\n".join(lines)]))
+    found = filter.paragraph_texts(sources, keys, min_length=1)
+    assert [found.get(int(key)) for key in keys] == ["HOME 7", "", "ab" * 100, "Kontakt", None]
+    assert filter.paragraph_texts([*sources, "/nowhere"], keys[:4], min_length=1).keys() == set(keys[:4].tolist())
+    assert filter.paragraph_texts(sources, keys[3:4], min_length=8) == {}
+    assert filter.paragraph_texts([], keys) == filter.paragraph_texts(sources, keys[:0]) == {}
+
+
 def test_held_out_pages_are_a_share_that_grows_with_it():
     digests = [f"sha1:{number:032d}" for number in range(5000)]
     sets = [{digest for digest in digests if is_held_out(digest, share)} for share in (0.0, 0.02, 0.1, 0.5, 1.0)]
