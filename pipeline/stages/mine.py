@@ -49,7 +49,7 @@ def run(stage: Stage) -> None:
 def mine_unit(outputs: Outputs, segment: MarkedSegment, keep_dropped: bool, **shared: Any) -> dict[str, Any]:
     """Work of a unit of the first round: `ccnet.filter.filter_segment`."""
     target = outputs.path(mined_file(segment.name))
-    dropped = outputs.path(f"dropped/mine/{segment.name}.parquet") if keep_dropped else None
+    dropped = outputs.path(f"dropped/{segment.name}.mine.parquet") if keep_dropped else None
     return filter_segment(segment.source, target, marks=segment.open_marks(), dropped=dropped, **shared)
 
 

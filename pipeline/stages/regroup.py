@@ -8,30 +8,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ccnet.buckets import BUCKETS, Cutoffs, computed_cutoffs, released_cutoffs
+from ccnet.buckets import BUCKETS, NAMES, Cutoffs, computed_cutoffs, released_cutoffs
 from ccnet.corpus import JSON_SUFFIX, CorpusRules, MinedSegment, judge_segment, regroup
 from ccnet.stats import chain, merge, total
 from pipeline.config import Config
 from pipeline.outputs import Outputs
-from pipeline.stage import Record, Stage, StageError, Unit
+from pipeline.stage import Stage, StageError, Unit
 
 
 def run(stage: Stage) -> None:
     """Two rounds: one unit a segment, then one unit for each language and group of segments."""
     config = stage.config
     mined = stage.upstream("mine")["result"]
-    near = stage.upstream("near") if "near" in stage.spec.reads else None
-    pairs = near and near["result"]["pairs"]
     rules = CorpusRules(
         min_length=config.dedup.min_length,
         threshold=config.language.threshold,
         keep=tuple(config.language.keep),
         rounded=config.corpus.rounded,
     )
-    segments = [MinedSegment(s["name"], stage.out / s["path"], stage.out / pairs if pairs else None) for s in mined["segments"]]
-    inputs = {s["name"]: {s["path"]: s["digest"]} | ({"near": near["digest"]} if near else {}) for s in mined["segments"]}
+    segments, inputs = _mined_segments(stage, mined)
     shared = {"rules": rules, "keep_dropped": config.keep_dropped}
-    units = [Unit(s.name, {"segment": s, **shared}, inputs[s.name], s.path.stat().st_size) for s in segments]
+    units = [
+        Unit(segment.name, {"segment": segment, **shared}, files, segment.path.stat().st_size)
+        for segment, files in zip(segments, inputs, strict=True)
+    ]
     judged = stage.map("judge", judge_unit, units)
     statistics = total(record.statistics for record in judged)
     stage.check_removed(statistics, chosen=("language_not_kept",))
@@ -41,28 +41,27 @@ def run(stage: Stage) -> None:
         raise StageError(f"regroup: no document is left of {funnel['documents']['in']} ({dropped or 'the crawl is empty'})")
 
     cuts = _cutoffs(config, statistics["perplexity"], mined["models"])
-    plans = [
-        (language, number, group)
-        for language in sorted(statistics["languages"])
-        for number, group in enumerate(_groups(language, judged, config.bucket.part_bytes * (3 if language in cuts else 1)))
-    ]
     units = []
-    for language, number, group in plans:
+    for language in sorted(statistics["languages"]):
         cut = (cuts[language].low, cuts[language].high) if language in cuts else None
-        arguments = {
-            "language": language,
-            "segments": [segments[n] for n in group],
-            "rules": rules,
-            "cutoffs": cut,
-            "layout": config.corpus.layout,
-        }
-        read = {path: digest for n in group for path, digest in inputs[segments[n].name].items()} | {"cut-offs": str(cut)}
-        size = sum(judged[n].statistics["bytes"][language] for n in group)
-        units.append(Unit(f"{language}-{number:05d}", {"number": number, **arguments}, read, size))
+        sizes = [record.statistics["bytes"].get(language, 0) for record in judged]
+        files_of_a_group = len(NAMES) if cut else 1
+        for number, group in enumerate(_groups(sizes, config.bucket.part_bytes * files_of_a_group)):
+            arguments = {
+                "language": language,
+                "number": number,
+                "segments": [segments[n] for n in group],
+                "rules": rules,
+                "cutoffs": cut,
+                "layout": config.corpus.layout,
+            }
+            read = {path: digest for n in group for path, digest in inputs[n].items()} | {"cut-offs": str(cut)}
+            units.append(Unit(f"{language}-{number:05d}", arguments, read, sum(sizes[n] for n in group)))
     records = stage.map("regroup", regroup_unit, units)
     buckets: dict[str, dict[str, Any]] = {}
     parts = []
-    for (language, number, _), record in zip(plans, records, strict=True):
+    for unit, record in zip(units, records, strict=True):
+        language, number = unit.arguments["language"], unit.arguments["number"]
         buckets[language] = merge([buckets.get(language, {}), record.statistics])
         for bucket in BUCKETS:
             path = corpus_file(language, bucket, number, config.corpus.layout)
@@ -82,7 +81,7 @@ def run(stage: Stage) -> None:
 
 def judge_unit(outputs: Outputs, segment: MinedSegment, rules: CorpusRules, keep_dropped: bool) -> dict[str, Any]:
     """Work of a unit of the first round: `ccnet.corpus.judge_segment`."""
-    dropped = outputs.path(f"dropped/regroup/{segment.name}.parquet") if keep_dropped else None
+    dropped = outputs.path(f"dropped/{segment.name}.regroup.parquet") if keep_dropped else None
     return judge_segment(segment, rules, dropped)
 
 
@@ -107,16 +106,25 @@ def _cutoffs(config: Config, perplexities: Mapping[str, Mapping[str, int]], mode
     return {language: computed_cutoffs(h, (low, high), models[language]) for language, h in sorted(perplexities.items())}
 
 
-def _groups(language: str, judged: Sequence[Record], group_bytes: int) -> list[list[int]]:
-    """The numbers of consecutive segments whose text in this language is about `group_bytes`."""
+def _mined_segments(stage: Stage, mined: Mapping[str, Any]) -> tuple[list[MinedSegment], list[dict[str, str]]]:
+    """The segments in crawl order, and what each reads: {file: digest}."""
+    near = stage.upstream("near") if "near" in stage.spec.reads else None
+    pairs = near["result"]["pairs"] if near else None
+    shared = {"near": near["digest"]} if near and pairs else {}
+    segments = [MinedSegment(s["name"], stage.out / s["path"], stage.out / pairs if pairs else None) for s in mined["segments"]]
+    return segments, [{s["path"]: s["digest"]} | shared for s in mined["segments"]]
+
+
+def _groups(sizes: Sequence[int], group_bytes: int) -> list[list[int]]:
+    """The numbers of consecutive segments that have about `group_bytes` together; those without any are left out."""
     groups: list[list[int]] = []
     size = group_bytes
-    for number, record in enumerate(judged):
-        if language not in record.statistics["bytes"]:
+    for number, added in enumerate(sizes):
+        if not added:
             continue
         if size >= group_bytes:
             groups.append([])
             size = 0
         groups[-1].append(number)
-        size += record.statistics["bytes"][language]
+        size += added
     return groups

@@ -82,7 +82,7 @@ def test_every_page_is_in_the_corpus_or_dropped_for_a_reason(run):
     assert code == 0
     kept = documents(out, result)
     assert all(pq.read_schema(out / part["path"]).equals(DOCUMENT) for part in result["parts"])
-    files = sorted((out / "dropped").glob("*/*.parquet"))
+    files = sorted((out / "dropped").glob("*.parquet"))
     assert len(files) == 6 and all(pq.read_schema(path).equals(DROPPED) for path in files)
     dropped = [row for path in files for row in pq.read_table(path).to_pylist()]
     assert len(kept) + len(dropped) == len({row["url"] for row in kept + dropped}) == 63
