@@ -118,7 +118,8 @@ def judge_segment(segment: MinedSegment, rules: CorpusRules, dropped: Path | Non
         counts = by_language(documents.filter(pa.array(stay)))
         before = by_language(documents)["languages"]
         text = _text_bytes(file)
-    sizes = {name: text[name] * kept["chars"] // max(before[name]["chars"], 1) for name, kept in counts["languages"].items()}
+    shares = {name: kept["chars"] / max(before[name]["chars"], 1) for name, kept in counts["languages"].items()}
+    sizes = {name: max(1, int(text[name] * share)) for name, share in shares.items()}
     return tally.statistics() | counts | {"bytes": sizes}
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from crawls import open_marks
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccnet import corpus
@@ -27,7 +27,7 @@ ALL = CorpusRules(threshold=0.0)
 
 
 def document(number, language, perplexity, score=0.99):
-    text = f"Dokument № {number}\n" * (1 + number % 5)
+    text = f"Dokument № {number}\n" * (number % 6)
     lines = text.count("\n") + 1
     return {
         "url": f"http://x.example/{number}",
@@ -106,6 +106,7 @@ PERPLEXITIES = st.sampled_from([None, 299.94, 299.96, 300.0, 499.949, 499.951, 8
 ROWS = st.lists(st.tuples(st.sampled_from(["en", "de", "ru"]), PERPLEXITIES, SCORES, st.booleans()), max_size=12)
 
 
+@settings(deadline=None)
 @given(RULES, st.lists(ROWS, min_size=1, max_size=3))
 def test_rules_against_one_document_after_the_other(tmp_path_factory, rules, crawl):
     """Judged and written, in both rounds the same; the counts of the first are those of the second."""
@@ -150,6 +151,8 @@ def test_rules_against_one_document_after_the_other(tmp_path_factory, rules, cra
     assert counts["documents"]["kept"] == sum(map(len, expected.values()))
     for measure in ("documents", "chars", "lines"):
         assert counts[measure]["in"] == counts[measure]["kept"] + sum(counts[measure]["dropped"].values())
+    assert counts["bytes"].keys() == counts["languages"].keys() == {language for language, _ in expected}
+    assert all(size > 0 for size in counts["bytes"].values())
     scored = [(lang, row) for (lang, name), rows in expected.items() for row in rows if name != "all"]
     histogram = Counter((lang, str(bin_of(row["perplexity"]))) for lang, row in scored)
     assert {(lang, n): count for lang, bins in counts["perplexity"].items() for n, count in bins.items()} == histogram
@@ -164,7 +167,7 @@ def test_the_bytes_of_a_language_follow_its_text(tmp_path):
     for row in documents:
         row["raw_content"] = row["title"] + "ß" * 1000 * (1 + len(row["line_ids"]))
         row["length"] = len(row["raw_content"])
-    segment = write_segment(tmp_path / "segment", documents)
+    segment = write_segment(tmp_path / "segment", documents, row_group_size=100)
     for rules in (ALL, CorpusRules(threshold=0.0, min_length=4000)):
         rows = [row for row in documents if row["length"] >= rules.min_length]
         true = {name: sum(len(r["raw_content"].encode()) for r in rows if r["language"] == name) for name in ("de", "en")}
@@ -258,7 +261,7 @@ def test_the_gold_documents_of_ccnet(shared_data, tmp_path):
     models, segments = find_models(shared_data / "lm"), []
     for number, marks in enumerate(open_marks(sources, tmp_path / "marks", "none")):
         path = tmp_path / str(number)
-        given = {"marks": marks, "language_model": default_model(), "rules": Rules(), "models": models}
+        given = {"marks": marks, "language_model": default_model(), "rules": Rules(), "models": models, "whole": True}
         filter_segment(str(sources[number]), path, **given)
         segments.append(MinedSegment(path.name, path))
     rules = CorpusRules(rounded=True)
