@@ -106,7 +106,7 @@ PERPLEXITIES = st.sampled_from([None, 299.94, 299.96, 300.0, 499.949, 499.951, 8
 ROWS = st.lists(st.tuples(st.sampled_from(["en", "de", "ru"]), PERPLEXITIES, SCORES, st.booleans()), max_size=12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(RULES, st.lists(ROWS, min_size=1, max_size=3))
 def test_rules_against_one_document_after_the_other(tmp_path_factory, rules, crawl):
     """Judged and written, in both rounds the same; the counts of the first are those of the second."""
