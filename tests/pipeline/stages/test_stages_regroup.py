@@ -169,6 +169,29 @@ def test_only_the_languages_that_are_mined(mined, tmp_path):
     assert result["funnel"]["documents"]["dropped"]["language_not_mined"] > 30
 
 
+def test_a_new_segment_is_taken_in_and_only_it(mined, tmp_path, capsys):
+    """Also where others were finished before: the result is that of a run that begins with all of them."""
+    folder, overrides = mined
+    crawl = tmp_path / "crawl"
+    crawl.mkdir()
+    for path in sorted(folder.glob("*.wet.gz")):
+        shutil.copy2(path, crawl)
+    more = [*overrides, f"crawl.files=[{crawl}/*.warc.wet.gz]"]
+    stages = (*BEFORE, "regroup")
+    for stage in stages:
+        assert main([stage, *more, f"out={tmp_path}/grown"]) == 0
+    write_wet(crawl / "seg-9.warc.wet.gz", [(url.replace("2.", "9."), *page) for url, *page in pages(2)])
+    capsys.readouterr()
+    for stage in stages:
+        assert main([stage, *more, f"out={tmp_path}/grown"]) == 0
+        assert main([stage, *more, f"out={tmp_path}/fresh", "executor.workers=2"]) == 0
+        done = capsys.readouterr().err
+        if stage in ("hash", "mine"):
+            assert f"{stage}: 1 units" in done and f"{stage}: 4 units" in done
+    grown, fresh = (read_json(tmp_path / out / "records/regroup.json") for out in ("grown", "fresh"))
+    assert (grown["digest"], grown["outputs"]) == (fresh["digest"], fresh["outputs"])
+
+
 def test_texts_of_frequent_paragraphs(mined):
     folder, _ = mined
     found = read_json(folder / "out/records/mine.json")["result"]["frequent"]
