@@ -35,8 +35,8 @@ RELEASED = {
 class Cutoffs:
     """Where a language's head and middle end, and what that follows from.
 
-    `documents` and `model` are how many perplexities there were and the fingerprint of the models that gave them; both are
-    None in CCNet's released table.
+    `documents` and `model` are how many perplexities there were and the fingerprint of the models that gave them (None where
+    only the perplexities are there); both are None in CCNet's released table.
     """
 
     low: float
@@ -76,7 +76,7 @@ def cutoffs(histogram: Mapping[str, int], percentiles: tuple[float, float] = (30
     return edges[0], edges[1]
 
 
-def computed_cutoffs(histogram: Mapping[str, int], percentiles: tuple[float, float], model: str) -> Cutoffs:
+def computed_cutoffs(histogram: Mapping[str, int], percentiles: tuple[float, float], model: str | None) -> Cutoffs:
     """The cut-offs of `cutoffs`, with what they were computed from."""
     low, high = cutoffs(histogram, percentiles)
     return Cutoffs(low, high, percentiles, sum(histogram.values()), model)

@@ -77,7 +77,7 @@ def _usage() -> str:
 
 
 def _help(command: str, config: Config) -> str:
-    prefixes: tuple[str, ...] = ("out", "overwrite", "max_bad_fraction", "executor")
+    prefixes: tuple[str, ...] = ("out", "overwrite", "max_bad_fraction", "max_removed", "executor")
     if command == "all":
         title, chosen = "runs the stages that an experiment names, in order", list(describe(config))
     else:

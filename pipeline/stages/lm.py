@@ -46,9 +46,9 @@ def _take(stage: Stage, folder: Path) -> None:
 
 
 def _download(stage: Stage, url: str) -> None:
-    languages = [language for language in sorted(set(stage.config.language.keep)) if language in RELEASED]
+    languages = [language for language in sorted(set(stage.config.language.mine)) if language in RELEASED]
     if not languages:
-        raise ValueError(f"lm.url: none of language.keep={stage.config.language.keep} has a released model")
+        raise ValueError(f"lm.url: none of language.mine={stage.config.language.mine} has a released model")
     names = [f"{language}.{kind}" for language in languages for kind in KINDS]
     units = [Unit(name, {"url": f"{url.rstrip('/')}/{name}", "name": name}, {}) for name in names]
     records = stage.map("download", download_unit, units)
@@ -79,10 +79,10 @@ def _train_on_files(stage: Stage) -> None:
     samples = stage.map("sample", sample_file_unit, units)
     total = merge([record.statistics for record in samples])
     stage.check_bad(total["bad"], total["clean"] + sum(total["bad"].values()))
-    languages = {k: v for k, v in total["languages"].items() if not config.language.keep or k in config.language.keep}
+    languages = {k: v for k, v in total["languages"].items() if not config.language.mine or k in config.language.mine}
     if not languages:
         found = ", ".join(total["languages"]) or "none"
-        raise ValueError(f"lm.text: no text of language.keep={config.language.keep} in it; the languages are: {found}")
+        raise ValueError(f"lm.text: no text of language.mine={config.language.mine} in it; the languages are: {found}")
     for language, counts in languages.items():
         if counts["bytes"] < config.lm.min_bytes:
             raise ValueError(
@@ -134,8 +134,7 @@ def sample_rules(config: Config) -> Rules:
     """The filter's rules as far as they decide which pages may train a language model."""
     return Rules(
         min_length=config.crawl.min_length,
-        threshold=config.language.threshold,
-        keep=tuple(config.language.keep),
+        languages=tuple(config.language.mine),
         held_out=config.lm.held_out,
     )
 

@@ -1,12 +1,14 @@
 import math
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import fasttext
 import pytest
 
-from ccnet.language import LanguageIdentifier, default_model
+from ccnet.language import CLEAR, PART, LanguageIdentifier, default_model
+from ccnet.wet import read_pages
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,32 @@ def test_loading_says_nothing(capfd):
 
 def test_a_huge_text(identifier):
     assert identifier.predict("This is a sentence of a long English text.\n" * 50_000)[0] == "en"
+
+
+def test_a_long_text_is_looked_at_from_the_beginning_where_that_is_clear():
+    """English and then more German is English where only the beginning counts; an unclear beginning is not enough."""
+    part, whole = LanguageIdentifier(default_model()), LanguageIdentifier(default_model(), whole=True)
+    english, german = "The house near the river was painted. " * 100, "Das Haus an dem Fluss wurde gestern gestrichen. " * 300
+    assert part.predict(english + german) == whole.predict(english[:PART])
+    assert part.predict(english + german)[1] >= CLEAR
+    assert whole.predict(english + german)[0] == "de"
+    mixed = "The house near the river. La maison est belle. " * 50 + german
+    assert whole.predict(mixed[:PART])[1] < CLEAR
+    assert part.predict(mixed) == whole.predict(mixed)
+    for text in (english[:PART], english[: PART - 1], ""):
+        assert part.predict(text) == whole.predict(text)
+
+
+def test_real_pages_have_the_language_of_the_whole(shared_data):
+    part, whole = LanguageIdentifier(default_model()), LanguageIdentifier(default_model(), whole=True)
+    texts = [
+        text
+        for path in sorted((shared_data / "crawl" / "segments").glob("seg-0000[01]*"))
+        for batch in read_pages(str(path), Counter())
+        for text in batch.column("raw_content").to_pylist()
+    ]
+    answers = [[(language, score >= 0.5) for language, score in map(one.predict, texts)] for one in (part, whole)]
+    assert sum(a == b for a, b in zip(*answers, strict=True)) >= 0.999 * len(texts)
 
 
 def test_labelled_news(identifier, shared_data):

@@ -23,6 +23,14 @@ def test_an_experiment_gives_way_to_the_command_line():
     assert config.stages[0] == "fetch" and config.crawl.kind == "local" and config.crawl.files == ["a.wet"]
 
 
+def test_the_preset_of_released_ccnet():
+    config = load(["corpus=ccnet", "bucket.part_bytes=100000"])
+    assert (config.dedup.keep, config.language.whole, config.bucket.cutoffs) == ("none", True, "released")
+    assert (config.corpus.layout, config.corpus.rounded, config.bucket.part_bytes) == ("ccnet", True, 100000)
+    assert load(["corpus=ccnet", "dedup.keep=first"]).dedup.keep == "first"
+    assert load([]).corpus.layout == "parquet" and not load([]).language.whole
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -37,6 +45,10 @@ def test_an_experiment_gives_way_to_the_command_line():
         ("model=enormous", ["model/enormous", "demo"]),
         ("zero=7", ["zero/7"]),
         ("bucket.percentiles=[60,30]", ["bucket.percentiles", "rising"]),
+        ("bucket.cutoffs=mine", ["bucket.cutoffs=mine", "released"]),
+        ("corpus.layout=csv", ["corpus.layout=csv", "parquet or ccnet"]),
+        ("corpus=wet", ["corpus/wet", "ccnet"]),
+        ("max_removed=0", ["max_removed=0"]),
         ("tokenize.buckets=[top]", ["tokenize.buckets", "head"]),
         ("model.heads=5", ["5", "dim"]),
         ("executor.workers=0", ["executor.workers=0"]),

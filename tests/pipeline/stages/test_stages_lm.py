@@ -128,9 +128,9 @@ def test_only_languages_that_are_kept_are_trained(lm, tmp_path):
     for language in ("de", "ru"):
         (tmp_path / f"{language}.txt").write_text(texts(language, 40), encoding="utf-8")
     files = f"lm.text=[{tmp_path}/*.txt]"
-    assert list(lm(files, "language.keep=[de]")["models"]) == ["de"]
-    line = lm(files, "language.keep=[fr]", "overwrite=true")
-    assert "no text of language.keep=['fr'] in it; the languages are: de, ru" in line
+    assert list(lm(files, "language.mine=[de]")["models"]) == ["de"]
+    line = lm(files, "language.mine=[fr]", "overwrite=true")
+    assert "no text of language.mine=['fr'] in it; the languages are: de, ru" in line
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_text_that_is_of_no_use_is_one_line(lm, tmp_path, name, data, words):
 
 def test_ways_that_exclude_each_other(lm):
     assert "lm.dir and lm.text: choose one" in lm("lm.dir=x", "lm.text=[y]")
-    assert "lm.text and lm.url: choose one" in lm("lm=ccnet", "lm.text=[y]", "language.keep=[en]")
-    assert "language.keep=[en,de]" in lm("lm=ccnet")
-    assert "lm.url=ftp://x: choose an http(s) address" in lm("lm.url=ftp://x", "language.keep=[en]")
+    assert "lm.text and lm.url: choose one" in lm("lm=ccnet", "lm.text=[y]", "language.mine=[en]")
+    assert "language.mine=[en,de]" in lm("lm=ccnet")
+    assert "lm.url=ftp://x: choose an http(s) address" in lm("lm.url=ftp://x", "language.mine=[en]")
     assert "lm.format=arpa: choose probing or trie" in lm("lm.format=arpa")
     assert "bucket.cutoffs=mine: choose computed or released" in lm("bucket.cutoffs=mine")
-    assert "none of language.keep=['sw'] has a released model" in lm("lm=ccnet", "language.keep=[sw]")
+    assert "none of language.mine=['sw'] has a released model" in lm("lm=ccnet", "language.mine=[sw]")
 
 
 class Faulty(SimpleHTTPRequestHandler):
@@ -220,7 +220,7 @@ def copy_models(source: Path, target: Path) -> None:
 def test_released_models_are_downloaded_whole_through_all_faults(lm, served, shared_data):
     folder, url = served
     copy_models(shared_data / "lm", folder)
-    overrides = ["lm=ccnet", f"lm.url={url}", "language.keep=[en,sw,de]"]
+    overrides = ["lm=ccnet", f"lm.url={url}", "language.mine=[en,sw,de]"]
     result = lm(*overrides)
     assert result["held_out"] == 0.0 and list(result["models"]) == ["de", "en"]  # none of Swahili was released
     for path in (shared_data / "lm").iterdir():
@@ -247,11 +247,11 @@ def test_what_is_no_model_is_refused(lm, served, shared_data, name, kind, data):
     copy_models(shared_data / "lm", folder)
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2] if data is None else data)
-    line = lm(f"lm.url={url}", "language.keep=[en]")
+    line = lm(f"lm.url={url}", "language.mine=[en]")
     assert f"/{name}: its {(folder / name).stat().st_size} bytes are no {kind} model" in line
     assert not (lm.out / "lm" / name).exists()
 
 
 def test_a_server_that_has_no_such_file(lm, served):
     _, url = served
-    assert "/en.sp.model: the server answers 404" in lm(f"lm.url={url}", "language.keep=[en]")
+    assert "/en.sp.model: the server answers 404" in lm(f"lm.url={url}", "language.mine=[en]")
