@@ -1,70 +1,263 @@
-"""The corpus: filtered segments in, Parquet files by language and perplexity bucket out, and read again.
+"""The corpus: mined segments and rules in, files by language and perplexity bucket out, and read again.
 
-A file holds documents of one language and bucket in crawl order (schema `ccnet.schema.DOCUMENT`, zstd).
+`judge_segment` applies the rules to the small columns of a segment and counts; from the counts of all segments follow
+the cut-offs; `regroup` writes the documents that pass. A file of the corpus holds documents of one language and bucket
+in crawl order: Parquet (`ccnet.schema.DOCUMENT`, zstd), or CCNet's JSON lines (gzip).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import gzip
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ccnet.buckets import NAMES, UNSCORED, bucket
-from ccnet.schema import DOCUMENT
+from ccnet.schema import DOCUMENT, DROPPED, SCORED
+from ccnet.stats import Tally, by_language
 
 BATCH = 4096  # documents that are held at a time
 ROW_GROUP_BYTES = 32 << 20  # text in a row group, about
+GZIP_LEVEL = 6
+JSON_SUFFIX = ".json.gz"
+JSON_KEYS = [name for name in DOCUMENT.names if name != "paragraph_perplexity"]  # CCNet's, in its order
+SIGNALS = ["length", "nlines", "source_domain", "language", "language_score", "perplexity"]
+
+
+@dataclass(frozen=True)
+class CorpusRules:
+    """What a mined document must pass.
+
+    `min_length`: characters after deduplication; `threshold`: of the language's score; `keep`: languages, empty for all;
+    `rounded`: the language's score is rounded to 2 decimals and the perplexity to 1, before they are compared and in the
+    corpus, as CCNet does.
+    """
+
+    min_length: int = 0
+    threshold: float = 0.5
+    keep: Collection[str] = ()
+    rounded: bool = False
+
+    REASONS: ClassVar = ("short_after_dedup", "language_score", "language_not_kept", "near_duplicate")
+
+    def apply(self, documents: pa.Table, near_duplicate: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+        """The documents (any columns with `SIGNALS`) with scores as they are compared, and the reason why each goes.
+
+        `near_duplicate`: bool[documents]. Returns the reasons as str[documents], empty for those that stay.
+        """
+        if self.rounded:
+            for name, digits in (("language_score", 2), ("perplexity", 1)):
+                values = [None if v is None else round(v, digits) for v in documents.column(name).to_pylist()]
+                number = documents.schema.get_field_index(name)
+                documents = documents.set_column(number, SCORED.field(name), pa.array(values, pa.float64()))
+        unwanted = ~np.isin(documents.column("language").to_numpy(), list(self.keep)) if self.keep else False
+        tests = (
+            documents.column("length").to_numpy() < self.min_length,
+            documents.column("language_score").to_numpy() < self.threshold,
+            np.broadcast_to(unwanted, len(documents)),
+            near_duplicate,
+        )
+        return documents, np.select(tests, self.REASONS, "")
+
+
+@dataclass(frozen=True)
+class MinedSegment:
+    """A segment's documents (`ccnet.filter.filter_segment`), and the file of near-duplicates where they are to go.
+
+    `near_duplicates` is a Parquet file with the columns `segment` (its name) and `row` (in `path`, from 0).
+    """
+
+    name: str
+    path: Path
+    near_duplicates: Path | None = None
+
+    def rows_to_drop(self) -> np.ndarray:
+        """int64[rows], ascending: the near-duplicates."""
+        if self.near_duplicates is None:
+            return np.empty(0, np.int64)
+        table = pq.read_table(self.near_duplicates, columns=["row"], filters=[("segment", "=", self.name)])
+        return np.unique(table.column("row").to_numpy()).astype(np.int64)
+
+
+def judge_segment(segment: MinedSegment, rules: CorpusRules, dropped: Path | None = None) -> dict[str, Any]:
+    """Applies the rules to a segment without reading its text, and returns the counts.
+
+    `dropped`: where the documents that go are written to, with their text (`DROPPED`).
+
+    Beside those of `Tally` the counts are those of `by_language` of the documents that stay, and `bytes` ({language: of
+    their text, about}).
+    """
+    tally = Tally()
+    duplicates = segment.rows_to_drop()
+    with pq.ParquetFile(segment.path) as file, ExitStack() as stack:
+        signals = file.read(SIGNALS)
+        documents, reasons = rules.apply(signals, np.isin(np.arange(len(signals)), duplicates))
+        chars, lines, domains = (documents.column(name).to_numpy() for name in ("length", "nlines", "source_domain"))
+        stay = reasons == ""
+        tally.add("in", len(documents), chars.sum(), lines.sum())
+        tally.add("kept", stay.sum(), chars[stay].sum(), lines[stay].sum())
+        for reason in rules.REASONS:
+            tally.add(reason, (gone := reasons == reason).sum(), chars[gone].sum(), lines[gone].sum())
+        tally.domains["kept"].update(domains[stay])
+        tally.domains["dropped"].update(domains[~stay])
+        if dropped is not None:
+            others = stack.enter_context(DroppedFile(dropped))
+            for group, rows in _row_groups(file):
+                if not stay[rows].all():
+                    whole = file.read_row_group(group)
+                    for reason in rules.REASONS:
+                        others.add(whole.filter(pa.array(reasons[rows] == reason)), reason)
+        counts = by_language(documents.filter(pa.array(stay)))
+        before = by_language(documents)["languages"]
+        text = _text_bytes(file)
+    sizes = {name: text[name] * kept["chars"] // max(before[name]["chars"], 1) for name, kept in counts["languages"].items()}
+    return tally.statistics() | counts | {"bytes": sizes}
 
 
 def regroup(
-    parts: Sequence[Path], language: str, cutoffs: tuple[float, float] | None, targets: Mapping[str, Path]
+    segments: Sequence[MinedSegment],
+    language: str,
+    rules: CorpusRules,
+    cutoffs: tuple[float, float] | None,
+    targets: Mapping[str, Path],
+    layout: Literal["parquet", "ccnet"] = "parquet",
 ) -> dict[str, dict[str, int]]:
-    """Writes one language's documents of some filtered segments, in crawl order, to a file a bucket.
+    """Writes one language's documents of some segments that pass the rules, in crawl order, to a file a bucket.
 
     Args:
-        parts: Parquet files of `ccnet.filter.filter_segment`, in crawl order; only the language's row groups are read.
+        segments: in crawl order; only the language's row groups are read.
         cutoffs: of the language's perplexities; None puts all documents into the bucket `all`.
         targets: {bucket: file}; a file is written only where its bucket has documents.
+        layout: "parquet" (`DOCUMENT`), or "ccnet": a JSON object a line with CCNet's keys, gzip. CCNet leaves the
+            perplexity out where there is none.
     Returns: {bucket: {documents, chars}}. Memory: a row group a bucket.
     """
     files: dict[str, _File] = {}
     with ExitStack() as stack:
-        for part in parts:
-            with pq.ParquetFile(part) as file:
-                for table in _tables(file, language):
+        for segment in segments:
+            duplicates = segment.rows_to_drop()
+            with pq.ParquetFile(segment.path) as file:
+                for group, rows in _row_groups(file):
+                    if _language(file, group) != language:
+                        continue
+                    table, reasons = rules.apply(file.read_row_group(group), np.isin(rows, duplicates))
+                    table = table.filter(pa.array(reasons == ""))
                     names = pa.array([bucket(value, cutoffs) for value in table.column("perplexity").to_pylist()], pa.string())
-                    table = table.set_column(table.schema.get_field_index("bucket"), DOCUMENT.field("bucket"), names)
+                    table = table.append_column(DOCUMENT.field("bucket"), names)
                     for name in pc.unique(names).to_pylist():
                         if name not in files:
-                            files[name] = stack.enter_context(_File(targets[name]))
+                            writer = _Parquet(targets[name]) if layout == "parquet" else _JsonLines(targets[name])
+                            files[name] = stack.enter_context(_File(writer))
                         files[name].add(table.filter(pc.equal(names, name)))
     return {name: files[name].counts for name in (*NAMES, UNSCORED) if name in files}
 
 
 def read_corpus(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The chosen columns of corpus files, file after file, in batches."""
+    """The chosen columns of corpus files, of either layout, file after file, in batches."""
     for path in paths:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(BATCH, columns=list(columns))
+        if path.name.endswith(JSON_SUFFIX):
+            schema = pa.schema([DOCUMENT.field(name) for name in columns])
+            with gzip.open(path, "rb") as lines:
+                while rows := [json.loads(line) for line in islice(lines, BATCH)]:
+                    yield pa.RecordBatch.from_pylist(rows, schema)
+        else:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(BATCH, columns=list(columns))
 
 
-def _tables(file: pq.ParquetFile, language: str) -> Iterator[pa.Table]:
-    paths = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
-    column = paths.index("language")
+def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, np.ndarray]]:
+    """The number of each row group, and those of its rows in the file."""
+    start = 0
     for group in range(file.metadata.num_row_groups):
-        if file.metadata.row_group(group).column(column).statistics.min == language:
-            yield file.read_row_group(group)
+        end = start + file.metadata.row_group(group).num_rows
+        yield group, np.arange(start, end)
+        start = end
+
+
+def _language(file: pq.ParquetFile, group: int) -> str:
+    """The one language of a row group."""
+    return str(_column(file, group, "language").statistics.min)
+
+
+def _text_bytes(file: pq.ParquetFile) -> dict[str, int]:
+    """{language: bytes of its text}."""
+    sizes = Counter[str]()
+    for group in range(file.metadata.num_row_groups):
+        sizes[_language(file, group)] += _column(file, group, "raw_content").total_uncompressed_size
+    return sizes
+
+
+def _column(file: pq.ParquetFile, group: int, name: str) -> Any:
+    paths = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
+    return file.metadata.row_group(group).column(paths.index(name))
+
+
+class DroppedFile:
+    """A file of pages and documents that are not in the corpus: tables in, Parquet of the schema `DROPPED` out."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, DROPPED, compression="zstd")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def add(self, documents: pa.Table | pa.RecordBatch, reason: str) -> None:
+        """Writes what was dropped for this reason; columns that it does not have are null."""
+        if len(documents):
+            there = {name: documents.column(name) for name in documents.schema.names}
+            there["reason"] = pa.repeat(reason, len(documents))
+            arrays = [there.get(f.name, pa.nulls(len(documents), f.type)) for f in DROPPED]
+            self._writer.write_table(pa.Table.from_arrays(arrays, schema=DROPPED))
+
+
+class _Parquet:
+    """Tables in, a Parquet file out: each one is a row group."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, DOCUMENT, compression="zstd")
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _JsonLines:
+    """Tables in, CCNet's records out: a JSON object a line, gzip. The same documents give the same bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = gzip.GzipFile("", "wb", GZIP_LEVEL, path.open("wb"), mtime=0)
+
+    def write(self, table: pa.Table) -> None:
+        for row in table.select(JSON_KEYS).to_pylist():
+            if row["perplexity"] is None:
+                del row["perplexity"]
+            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+    def close(self) -> None:
+        raw = self._file.fileobj
+        self._file.close()
+        raw.close()
 
 
 class _File:
-    """A corpus file: small tables in, row groups of ROW_GROUP_BYTES out, however few documents a segment has."""
+    """A corpus file: small tables in, pieces of ROW_GROUP_BYTES out, however few documents a segment has."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, writer: _Parquet | _JsonLines) -> None:
         self.counts = {"documents": 0, "chars": 0}
-        self._writer = pq.ParquetWriter(path, DOCUMENT, compression="zstd")
+        self._writer = writer
         self._tables: list[pa.Table] = []
         self._bytes = 0
 
@@ -72,7 +265,7 @@ class _File:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._writer:
+        with closing(self._writer):
             self._flush()
 
     def add(self, table: pa.Table) -> None:
@@ -85,5 +278,5 @@ class _File:
 
     def _flush(self) -> None:
         if self._tables:
-            self._writer.write_table(pa.concat_tables(self._tables))
+            self._writer.write(pa.concat_tables(self._tables))
         self._tables, self._bytes = [], 0

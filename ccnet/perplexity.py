@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import kenlm
+import numpy as np
 import sentencepiece
 
 from ccnet.normalize import lm_text
@@ -34,6 +35,10 @@ class LanguageModel:
         pieces = self._pieces.encode(lm_text(text), out_type=str)
         score = self._model.score(" ".join(pieces), bos=True, eos=True)
         return float(10.0 ** (-score / (len(pieces) + 1)))
+
+    def perplexities(self, text: str) -> tuple[float, np.ndarray]:
+        """The perplexity of the whole text, and float32[lines], that of each of its lines by itself."""
+        return self.perplexity(text), np.array([self.perplexity(line) for line in text.split("\n")], np.float32)
 
 
 def find_models(folder: Path) -> dict[str, tuple[Path, Path]]:

@@ -1,6 +1,7 @@
 """The Arrow schemas of a page as it is read, and of a document as it is written. Column names are CCNet's.
 
-`PAGE` comes out of `ccnet.wet`; `DOCUMENT` goes into the filtered parts and the corpus.
+`PAGE` comes out of `ccnet.wet`; `SCORED` is a page after deduplication with its scores (`ccnet.filter`); `DOCUMENT` has
+its bucket as well and is the corpus; `DROPPED` is a page or document that is not in it, with the reason.
 """
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ PAGE = pa.schema(
     ]
 )
 
-DOCUMENT = pa.schema(
+SCORED = pa.schema(
     [
         pa.field("url", pa.string(), nullable=False),
         pa.field("date_download", pa.string(), nullable=False),
@@ -36,6 +37,12 @@ DOCUMENT = pa.schema(
         pa.field("language", pa.string(), nullable=False),
         pa.field("language_score", pa.float64(), nullable=False),
         pa.field("perplexity", pa.float64()),  # null where the language has no model
-        pa.field("bucket", pa.string()),  # head, middle, tail or all; null until the cut-offs are known
+        pa.field("paragraph_perplexity", pa.list_(pa.float32())),  # of each line; null where the language has no model
     ]
+)
+
+DOCUMENT = SCORED.append(pa.field("bucket", pa.string(), nullable=False))  # head, middle, tail or all
+
+DROPPED = pa.schema(  # what was not found out before the page or document was dropped is null
+    [*(field.with_nullable(True) for field in SCORED), pa.field("reason", pa.string(), nullable=False)]
 )

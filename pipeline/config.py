@@ -75,8 +75,9 @@ class LanguageConfig:
     """Language identification."""
 
     model: str | None = key(None, "a fastText language model; default: the lid.176.ftz that `make setup` installed")
-    threshold: float = key(0.5, "documents whose language scores less are dropped")
-    keep: list[str] = key([], "languages to keep, as fastText names them; empty: all")
+    mine: list[str] = key([], "languages to train models for, to score and to hold in mine/; empty: all")
+    threshold: float = key(0.5, "documents whose language scores less are not in the corpus")
+    keep: list[str] = key([], "languages of the corpus, as fastText names them; empty: all")
 
     def __post_init__(self) -> None:
         require(0 <= self.threshold <= 1, f"language.threshold={self.threshold}: choose a score from 0 to 1")
@@ -110,6 +111,17 @@ class BucketConfig:
         good = len(self.percentiles) == 2 and 0 < self.percentiles[0] < self.percentiles[1] < 100
         require(good, f"bucket.percentiles={self.percentiles}: choose two rising percentiles between 0 and 100")
         require(self.part_bytes >= 1 << 16, f"bucket.part_bytes={self.part_bytes}: choose 65536 or more")
+
+
+@dataclass
+class CorpusConfig:
+    """The files of the corpus."""
+
+    layout: str = key("parquet", "parquet: {language}/{bucket}/part-*.parquet; ccnet: {language}_{bucket}_{n}.json.gz")
+    rounded: bool = key(False, "language scores have 2 decimals and perplexities 1, before they are compared, as in CCNet")
+
+    def __post_init__(self) -> None:
+        require(self.layout in ("parquet", "ccnet"), f"corpus.layout={self.layout}: choose parquet or ccnet")
 
 
 @dataclass
@@ -166,11 +178,14 @@ class Config:
     stages: list[str] = key([], "the stages that `all` runs, in order; an experiment names them")
     overwrite: bool = key(False, "replace outputs that were made with another configuration")
     max_bad_fraction: float = key(0.05, "a stage fails when more than this share of its records is bad")
+    keep_dropped: bool = key(False, "write what mine and regroup drop, with the reason, to dropped/")
+    max_removed: float = key(0.98, "a stage stops when it removes more than this share of the characters")
     crawl: CrawlConfig = field(default_factory=CrawlConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     lm: LmConfig = field(default_factory=LmConfig)
     bucket: BucketConfig = field(default_factory=BucketConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     model: LlamaConfig = field(default_factory=LlamaConfig)
@@ -182,6 +197,7 @@ class Config:
     def __post_init__(self) -> None:
         require("://" not in self.out, f"out={self.out}: outputs need a file system with rename; inputs may be URLs")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction={self.max_bad_fraction}: choose a share from 0 to 1")
+        require(0 < self.max_removed <= 1, f"max_removed={self.max_removed}: choose a share in (0, 1]")
 
 
 def load(overrides: Sequence[str]) -> Config:

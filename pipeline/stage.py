@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 import fsspec
 import xxhash
 
+from ccnet.stats import excess
 from jobs.local import run_units
 from pipeline.config import Config, flatten
 from pipeline.outputs import Outputs, read_json, take_back, write_json
@@ -297,6 +298,14 @@ class Stage:
             raise StageError(
                 f"{self.spec.name}: {total} of {records} records are bad ({reasons}), more than"
                 f" max_bad_fraction={self.config.max_bad_fraction}; what was read is kept: mend the input or raise the limit"
+            )
+
+    def check_removed(self, statistics: Mapping[str, Any], chosen: Collection[str]) -> None:
+        """Raises `StageError` when the stage removed more than `max_removed` of the characters (`ccnet.stats.excess`)."""
+        if words := excess(statistics, self.config.max_removed, chosen):
+            raise StageError(
+                f"{self.spec.name}: it removes {words}, more than max_removed={self.config.max_removed};"
+                " what was done is kept: look at it (keep_dropped=true) or raise the limit"
             )
 
     def finish(self, result: Mapping[str, Any]) -> None:

@@ -44,15 +44,18 @@ def print_summary(config: Config) -> None:
     if "dedup" in result:
         marks = result["dedup"]["statistics"]
         row("paragraphs", f"{marks['keys']:,}, {marks['distinct']:,} different, {marks['kept']:,} kept")
-    if "mine" in result:
-        mined = result["mine"]["statistics"]["documents"]
-        row("documents", f"{mined['in']:,} in, {mined['kept']:,} kept; dropped: {_counts(mined['dropped']) or 'none'}")
-        by_language = sorted(result["mine"]["buckets"].items(), key=lambda item: -_documents(item[1]))
+    if "regroup" in result:
+        counts = result["regroup"]["funnel"]["documents"]
+        row(
+            "documents",
+            f"{counts['in']:,} in, {counts['kept']:,} kept; dropped: {_counts(counts['dropped']) or 'none'}",
+        )
+        by_language = sorted(result["regroup"]["buckets"].items(), key=lambda item: -_documents(item[1]))
         shown = [f"{language} {_documents(buckets):,}" for language, buckets in by_language[:12]]
         more = f" and {len(by_language) - 12} more" if len(by_language) > 12 else ""
         row("languages", ", ".join(shown) + more)
-        for language, (low, high) in sorted(result["mine"]["cutoffs"].items()):
-            shares = result["mine"]["buckets"].get(language, {})
+        for language, (low, high) in sorted(result["regroup"]["cutoffs"].items()):
+            shares = result["regroup"]["buckets"].get(language, {})
             named = ", ".join(f"{bucket} {entry['documents']:,}" for bucket, entry in shares.items())
             row(f"buckets {language}", f"perplexity {low:,.1f} / {high:,.1f}: {named}")
     if "tokenize" in result:

@@ -58,8 +58,7 @@ def sample_rules(config: Config) -> Rules:
     """The filter's rules as far as they decide which pages may train a language model."""
     return Rules(
         min_length=config.crawl.min_length,
-        threshold=config.language.threshold,
-        keep=tuple(config.language.keep),
+        languages=tuple(config.language.mine),
         held_out=config.lm.held_out,
     )
 

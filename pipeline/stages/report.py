@@ -47,27 +47,29 @@ def write_page(outputs: Outputs, out: Path) -> dict[str, Any]:
     page = environment.get_template("report.jinja").render(
         results=results,
         manifests=manifests,
-        perplexity=_perplexity_charts(results) if "mine" in results else {},
+        perplexity=_perplexity_charts(results) if "regroup" in results else {},
         curves=_training_charts(read_metrics(out / FOLDER)) if "train" in results else [],
-        domains=sorted(results["mine"]["statistics"]["domains"].items(), key=lambda d: (-d[1], d[0]))[:TOP]
-        if "mine" in results
-        else [],
+        domains=_domains(results) if "regroup" in results else [],
     )
     outputs.path(PAGE).write_text(page, encoding="utf-8")
     return {"bytes": len(page.encode())}
 
 
+def _domains(results: dict[str, Any]) -> list[tuple[str, int]]:
+    return list(results["regroup"]["statistics"]["domains"]["kept"]["largest"].items())[:TOP]
+
+
 def _perplexity_charts(results: dict[str, Any]) -> dict[str, Markup]:
     charts = {}
-    mined = results["mine"]
-    for language, counts in sorted(mined["statistics"]["perplexity"].items()):
+    corpus = results["regroup"]
+    for language, counts in sorted(corpus["statistics"]["perplexity"].items()):
         numbers = sorted(int(name) for name in counts)
         step = 10  # histogram bins a bar
         bars: dict[int, int] = {}
         for number in numbers:
             bars[number // step] = bars.get(number // step, 0) + counts[str(number)]
         edges = [(bin_edges(bar * step)[0], bin_edges(bar * step + step - 1)[1], n) for bar, n in sorted(bars.items())]
-        marks = list(zip(("head | middle", "middle | tail"), mined["cutoffs"].get(language, []), strict=False))
+        marks = list(zip(("head | middle", "middle | tail"), corpus["cutoffs"].get(language, []), strict=False))
         charts[language] = histogram(f"Documents by perplexity, {language}", "perplexity", edges, marks)
     return charts
 

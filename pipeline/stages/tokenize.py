@@ -17,7 +17,7 @@ def run(stage: Stage) -> None:
     parts = chosen_parts(stage)
     units = [
         Unit(
-            name := Path(part["path"]).with_suffix("").relative_to("corpus").as_posix().replace("/", "-"),
+            name := part["path"].removeprefix("corpus/").partition(".")[0].replace("/", "-"),
             {
                 "name": name,
                 "part": stage.out / part["path"],

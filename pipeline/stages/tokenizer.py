@@ -23,7 +23,7 @@ def run(stage: Stage) -> None:
         [record] = stage.map("copy", copy_unit, [unit])
     else:
         parts = chosen_parts(stage)
-        counts = stage.upstream("mine")["result"]["buckets"]
+        counts = stage.upstream("regroup")["result"]["buckets"]
         pairs = {(part["language"], part["bucket"]) for part in parts}
         chars = sum(counts[language][bucket]["chars"] for language, bucket in pairs)
         arguments = {
@@ -47,7 +47,7 @@ def run(stage: Stage) -> None:
 def chosen_parts(stage: Stage) -> list[dict[str, Any]]:
     """The corpus files of `tokenize.buckets`, by language and bucket."""
     buckets = stage.config.tokenize.buckets
-    parts = [part for part in stage.upstream("mine")["result"]["parts"] if part["bucket"] in buckets]
+    parts = [part for part in stage.upstream("regroup")["result"]["parts"] if part["bucket"] in buckets]
     if not parts:
         raise StageError(f"{stage.spec.name}: the corpus has no document in tokenize.buckets={buckets}")
     return parts
