@@ -1,8 +1,7 @@
-import gzip
-import hashlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from itertools import compress, pairwise
 from pathlib import Path
@@ -18,12 +17,12 @@ from hypothesis import strategies as st
 from wet_files import write_wet
 
 from ccnet import filter
-from ccnet.buckets import bin_of, bucket
+from ccnet.buckets import bin_of
 from ccnet.filter import Rules, filter_segment, is_held_out, keep_lines
 from ccnet.language import LanguageIdentifier, default_model
 from ccnet.normalize import paragraph_keys
 from ccnet.perplexity import LanguageModel, find_models
-from ccnet.schema import DOCUMENT
+from ccnet.schema import DROPPED, SCORED
 from ccnet.stats import merge
 from ccnet.wet import read_pages
 
@@ -35,9 +34,8 @@ def run(pages_by_segment, folder, rules=Rules(min_length=20), keep="first", mode
     results = []
     for n, marks in enumerate(open_marks(sources, folder / "marks", keep, rules.min_length)):
         target = folder / f"{n}.out"
-        counts = filter_segment(
-            str(sources[n]), target, marks=marks, language_model=default_model(), rules=rules, models=models or {}
-        )
+        given = {"marks": marks, "language_model": default_model(), "rules": rules, "models": models or {}}
+        counts = filter_segment(str(sources[n]), target, **given, dropped=folder / f"{n}.dropped")
         results.append((pq.read_table(target).to_pylist(), counts))
     return results
 
@@ -49,36 +47,22 @@ def check_sums(counts):
         assert all(type(n) is int and n >= 0 for n in counts[name]["dropped"].values())
     assert counts["documents"]["kept"] == sum(c["documents"] for c in counts["languages"].values())
     assert counts["chars"]["kept"] == sum(c["chars"] for c in counts["languages"].values())
-    for histogram in (counts["length"], counts["language_score"]):
-        assert sum(histogram.values()) == counts["documents"]["kept"]
+    for histograms in (counts["length"], counts["language_score"]):
+        sizes = {language: sum(bins.values()) for language, bins in histograms.items()}
+        assert sizes == {language: c["documents"] for language, c in counts["languages"].items()}
+    for name, domains in counts["domains"].items():
+        dropped = sum(counts["documents"]["dropped"].values())
+        assert sum(domains["largest"].values()) <= (counts["documents"]["kept"] if name == "kept" else dropped)
     json.dumps(counts)
 
 
-def test_the_gold_documents_of_ccnet(shared_data, tmp_path):
-    """cc_net 1.0 on the same two segments: every document, its lines, text, language, perplexity and bucket."""
-    sources = sorted((shared_data / "crawl" / "segments").glob("seg-0000[01].warc.wet.gz"))
-    with gzip.open(shared_data / "gold" / "ccnet_segments_0_1.jsonl.gz", "rt", encoding="utf-8") as lines:
-        gold = {(row["segment"], row["url"], row["digest"]): row for row in map(json.loads, lines)}
-    assert len(gold) == 803
-    models = find_models(shared_data / "lm")
-    cutoffs = {"en": (340, 520), "de": (370, 590)}  # published with the models of CCNet
-    found, kept = {}, 0
-    for source, marks in zip(sources, open_marks(sources, tmp_path / "marks", "none"), strict=True):
-        counts = filter_segment(
-            str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(), models=models
-        )
-        check_sums(counts)
-        for row in pq.read_table(tmp_path / "out").to_pylist():
-            found[row["cc_segment"], row["url"], row["digest"]] = row
-        kept += counts["documents"]["kept"]
-    assert kept == len(gold)
-    assert found.keys() == gold.keys()
-    for key, row in found.items():
-        row["raw_content_sha1"] = hashlib.sha1(row["raw_content"].encode()).hexdigest()
-        assert row["bucket"] is None
-        row["bucket"] = bucket(row["perplexity"], cutoffs.get(row["language"]))
-        del gold[key]["segment"]
-        assert {name: row[name] for name in gold[key]} == gold[key]
+def left_out(counts, measure="documents"):
+    """{reason: n} where n is not 0."""
+    return {reason: n for reason, n in counts[measure]["dropped"].items() if n}
+
+
+def flow(counts, measure):
+    return counts[measure]["in"], counts[measure]["kept"], left_out(counts, measure)
 
 
 def test_duplicate_lines_go_and_line_ids_tell_which_stay(tmp_path):
@@ -101,8 +85,8 @@ def test_duplicate_lines_go_and_line_ids_tell_which_stay(tmp_path):
         assert (row["length"], row["nlines"]) == (len(row["raw_content"]), len(kept))
         assert (row["title"], row["source_domain"], row["original_nlines"]) == (title, url.split("/")[2], len(lines))
         assert row["original_length"] == len("\n".join([title, *lines]).encode()) + 1
-        assert row["perplexity"] is None and row["bucket"] is None
-    assert first_counts["lines"] == {"in": 21, "kept": 15, "dropped": {"duplicate": 6, "short": 0}}
+        assert row["perplexity"] is None and row["paragraph_perplexity"] is None
+    assert flow(first_counts, "lines") == (21, 15, {"duplicate": 6})
     check_sums(first_counts)
     [(none_kept, _)] = run([pages], tmp_path / "none", keep="none")
     assert [row["line_ids"] for row in none_kept] == [list(range(5, 9)), [0, *range(5, 9 + 1)], list(range(6))]
@@ -124,11 +108,11 @@ def test_bodies_without_a_final_line_end_have_no_more_lines(tmp_path):
         str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(min_length=20), models={}
     )
     assert pq.read_table(tmp_path / "out").column("original_nlines").to_pylist() == [6, 5, 5]
-    assert counts["lines"] == {"in": 15, "kept": 13, "dropped": {"duplicate": 2, "short": 0}}
+    assert flow(counts, "lines") == (15, 13, {"duplicate": 2})
     contents = ["\n".join(lines[1:]) for lines in bodies]
     size = sum(map(len, contents))
     lost = 2 * (len(menu) + 1)
-    assert counts["chars"] == {"in": size, "kept": size - lost, "dropped": {"duplicate": lost, "short": 0}}
+    assert flow(counts, "chars") == (size, size - lost, {"duplicate": lost})
     check_sums(counts)
 
 
@@ -140,19 +124,13 @@ def test_batches_of_one_page_change_nothing(tmp_path, monkeypatch):
     assert run([pages], tmp_path / "single") == whole
 
 
-def test_what_equals_a_limit_is_kept(tmp_path):
+def test_a_page_as_long_as_the_limit_is_kept(tmp_path):
     pages = [("http://x.example/", "t", prose("en", 1, 4))]
     [([row], _)] = run([pages], tmp_path / "free")
-    score, length = row["language_score"], row["length"]
-    for name, rules, reason in (
-        ("score", Rules(threshold=score), None),
-        ("higher score", Rules(threshold=score + 0.001), "language_score"),
-        ("length", Rules(min_length_after=length), None),
-        ("longer", Rules(min_length_after=length + 1), "short_after_dedup"),
-    ):
-        [(rows, counts)] = run([pages], tmp_path / name, rules)
+    for more, reason in ((0, {}), (1, {"short": 1})):
+        [(rows, counts)] = run([pages], tmp_path / f"{more}", Rules(min_length=row["length"] + more))
         assert rows == ([] if reason else [row])
-        assert reason is None or counts["documents"]["dropped"][reason] == 1
+        assert left_out(counts) == reason
 
 
 def test_a_model_that_is_never_surprised(shared_data, tmp_path):
@@ -167,33 +145,49 @@ def test_a_model_that_is_never_surprised(shared_data, tmp_path):
     subprocess.run([tool, "probing", tmp_path / "arpa", tmp_path / "bin"], check=True, capture_output=True)
     pages = [("http://x.example/", "t", prose("en", 1, 4))]
     [([row], counts)] = run([pages], tmp_path / "run", models={"en": (sp_model, tmp_path / "bin")})
-    assert row["perplexity"] == 1.0
+    assert row["perplexity"] == 1.0 and row["paragraph_perplexity"] == [1.0] * 4
     assert counts["perplexity"] == {"en": {"0": 1}}
 
 
 def test_every_reason_to_drop_a_document(tmp_path):
-    rules = Rules(min_length=100, min_length_after=150, keep=("en",), held_out=0.5)
+    rules = Rules(min_length=100, languages=("en",), held_out=0.5)
     english = [(f"http://x.example/{n}", str(n), prose("en", n, 3)) for n in range(40)]
     menu = "Home " * 40
     pages = [
         *english,
-        ("http://x.example/short", "s", ["Too short."]),
-        *((f"http://x.example/twin{n}", "t", [menu]) for n in range(3)),
-        *((f"http://x.example/rest{n}", "r", [menu, *prose("en", 100 + n, 1, sentences=1)]) for n in range(12)),
-        *((f"http://x.example/german{n}", "g", prose("de", n, 3)) for n in range(12)),
-        *((f"http://x.example/noise{n}", "n", [f"{letter * 3} 12 // " * 40]) for n, letter in enumerate("bcdfghjklmnp")),
+        ("http://short.example/", "s", ["Too short."]),
+        *((f"http://twin.example/{n}", "t", [menu]) for n in range(3)),
+        *((f"http://german.example/{n}", "g", prose("de", n, 3)) for n in range(12)),
+        ("http://empty.example/", "e", []),
     ]
     [(rows, counts)] = run([pages], tmp_path, rules)
     check_sums(counts)
-    dropped = counts["documents"]["dropped"]
+    dropped = left_out(counts)
     assert counts["documents"]["in"] == len(pages)
-    assert dropped["short"] == 1
+    assert dropped.keys() == {"short", "duplicate", "held_out", "language_not_mined"}
+    assert dropped["short"] == 2  # one of them has no line at all
     assert dropped["duplicate"] == 2  # the first of the three keeps its line
-    assert dropped["short_after_dedup"] == 12
-    assert dropped["held_out"] > 10 and dropped["language_not_kept"] > 2 and dropped["language_score"] > 2
+    assert dropped["held_out"] > 10 and dropped["language_not_mined"] > 2
     assert {row["language"] for row in rows} == {"en"}
-    assert {row["url"] for row in rows} <= {url for url, *_ in english}
     assert not any(is_held_out(row["digest"], 0.5) for row in rows)
+    assert counts["domains"]["dropped"]["largest"]["short.example"] == 1
+    gone = pq.read_table(tmp_path / "0.dropped")
+    assert gone.schema.equals(DROPPED)
+    written = Counter(gone.column("reason").to_pylist())
+    assert written == Counter({**dropped, "short": 1})  # an empty page is not read on
+    by_url = {row["url"]: row for row in gone.to_pylist()}
+    assert by_url["http://short.example/"]["raw_content"] == "Too short."
+    assert by_url["http://twin.example/1"]["raw_content"] == menu.strip()
+    assert {row["language"] for row in by_url.values() if row["reason"] == "language_not_mined"} <= {"de", "und"}
+    assert {row["url"] for row in rows}.isdisjoint(by_url)
+
+
+def test_low_scores_and_odd_languages_stay(tmp_path):
+    """Nothing is decided by scores here."""
+    pages = [(f"http://x.example/{n}", "n", [f"{letter * 3} 12 // " * 40]) for n, letter in enumerate("bcdfghjklmnp")]
+    [(rows, counts)] = run([pages], tmp_path)
+    assert len(rows) == 12 and left_out(counts) == {}
+    assert min(row["language_score"] for row in rows) < 0.5
 
 
 def test_languages_with_and_without_a_model(shared_data, tmp_path):
@@ -211,11 +205,13 @@ def test_languages_with_and_without_a_model(shared_data, tmp_path):
     histograms = {"de": {}, "en": {}}
     for row in rows:
         found, score = identifier.predict(row["raw_content"])
-        assert (row["language"], row["language_score"]) == (found, round(score, 2))
+        assert (row["language"], row["language_score"]) == (found, score)
         if found == "ru":
-            assert row["perplexity"] is None
+            assert row["perplexity"] is None and row["paragraph_perplexity"] is None
             continue
-        assert row["perplexity"] == round(scorers[found].perplexity(row["raw_content"]), 1)
+        whole, paragraphs = scorers[found].perplexities(row["raw_content"])
+        assert (row["perplexity"], row["paragraph_perplexity"]) == (whole, paragraphs.tolist())
+        assert len(paragraphs) == row["nlines"]
         number = str(bin_of(row["perplexity"]))
         histograms[found][number] = histograms[found].get(number, 0) + 1
     assert counts["perplexity"] == histograms
@@ -228,7 +224,7 @@ def test_row_groups_hold_one_language_and_bytes_are_the_same_again(tmp_path):
     one, two = tmp_path / "1" / "0.out", tmp_path / "2" / "0.out"
     assert one.read_bytes() == two.read_bytes()
     file = pq.ParquetFile(one)
-    assert file.schema_arrow.equals(DOCUMENT)
+    assert file.schema_arrow.equals(SCORED)
     groups = [set(file.read_row_group(n).column("language").to_pylist()) for n in range(file.num_row_groups)]
     assert groups == [{"en"}, {"ru"}]
 
@@ -241,7 +237,7 @@ def test_nothing_is_left(tmp_path):
         check_sums(counts)
         assert rows == []
         assert counts["documents"]["in"] == documents
-        assert counts["languages"] == counts["perplexity"] == counts["domains"] == {}
+        assert counts["languages"] == counts["perplexity"] == counts["domains"]["kept"]["largest"] == {}
 
 
 def test_faults_of_the_segment_are_counted(tmp_path):
@@ -276,7 +272,7 @@ def test_statistics_of_segments_add_to_those_of_the_crawl(tmp_path):
     parts = merge(counts for _, counts in run([pages[:7], pages[7:]], tmp_path / "two"))
     [(_, whole)] = run([pages], tmp_path / "one")
     assert parts == whole
-    assert whole["domains"] == {f"{n}.example": 4 for n in range(5)}
+    assert whole["domains"]["kept"] == {"largest": {f"{n}.example": 4 for n in range(5)}, "others": 0}
 
 
 def test_an_address_that_is_none_has_no_domain(tmp_path):
@@ -299,10 +295,11 @@ def test_keep_lines_against_lists_of_lines(documents, before):
     keep = np.array([kept for lines in documents for _, kept in lines])
     content, line_ids = keep_lines(array, offsets, keep)
     content.validate(full=True)
-    for lines, text, numbers in zip(documents, content.to_pylist(), line_ids, strict=True):
+    line_ids.validate(full=True)
+    for lines, text, numbers in zip(documents, content.to_pylist(), line_ids.to_pylist(), strict=True):
         flags = [kept for _, kept in lines]
         assert text == "\n".join(compress((line for line, _ in lines), flags))
-        assert numbers.tolist() == list(compress(range(len(lines)), flags))
+        assert numbers == list(compress(range(len(lines)), flags))
 
 
 def test_held_out_pages_are_a_share_that_grows_with_it():

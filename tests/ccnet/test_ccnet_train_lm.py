@@ -53,7 +53,7 @@ def test_samples_and_corpus_share_the_crawl_out(tmp_path):
     pages = [(f"http://x.example/{n}", "t", prose(("en", "de")[n % 2], n, 5)) for n in range(60)]
     pages += [(f"http://menu.example/{n}", "t", ["Home", "About us", *prose("en", n, 1)[0].split()]) for n in range(100, 140)]
     source = write_wet(tmp_path / "wet", pages)
-    rules = Rules(min_length=100, threshold=0.0, held_out=0.4)
+    rules = Rules(min_length=100, held_out=0.4)
     filter_marks, sample_marks, again = (open_marks([source], tmp_path / f"marks{n}", min_length=100)[0] for n in range(3))
     counts = filter_segment(
         str(source), tmp_path / "out", marks=filter_marks, language_model=default_model(), rules=rules, models={}

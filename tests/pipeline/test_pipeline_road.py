@@ -48,21 +48,21 @@ def test_a_second_run_finds_everything_done(road):
 
 def test_the_corpus_is_read_with_datasets_and_its_counts_are_those_of_the_records(road):
     out, _ = road
-    mined = result(out, "mine")
-    for language, buckets in mined["buckets"].items():
+    grouped = result(out, "regroup")
+    for language, buckets in grouped["buckets"].items():
         for bucket, counts in buckets.items():
             files = str(out / "corpus" / language / bucket / "*.parquet")
             rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(out / "cache"))
             assert rows.column_names == DOCUMENT.names
             assert (len(rows), sum(rows["length"])) == (counts["documents"], counts["chars"])
             assert set(rows["language"]) == {language} and set(rows["bucket"]) == {bucket}
-            if language in mined["cutoffs"]:
-                low, high = mined["cutoffs"][language]
+            if language in grouped["cutoffs"]:
+                low, high = grouped["cutoffs"][language]
                 expected = {"head": (0, low), "middle": (low, high), "tail": (high, float("inf"))}[bucket]
                 assert all(expected[0] <= perplexity < expected[1] for perplexity in rows["perplexity"])
-    documents = mined["statistics"]["documents"]
+    documents = grouped["funnel"]["documents"]
     assert documents["in"] == documents["kept"] + sum(documents["dropped"].values())
-    assert documents["kept"] == sum(c["documents"] for b in mined["buckets"].values() for c in b.values())
+    assert documents["kept"] == sum(c["documents"] for b in grouped["buckets"].values() for c in b.values())
 
 
 def test_no_paragraph_is_in_the_corpus_twice(road):
@@ -110,6 +110,6 @@ def test_the_report_is_one_file_without_a_network(road):
 
     Links().feed(page)
     assert links and all(link.startswith("#") for link in links)
-    documents = result(out, "mine")["statistics"]["documents"]
+    documents = result(out, "regroup")["funnel"]["documents"]
     assert re.search(rf"<td>kept</td><td>{documents['kept']:,}</td>", page)
     assert f"{result(out, 'tokenize')['train']['tokens']:,}" in page
