@@ -87,6 +87,15 @@ class MinedSegment:
         return np.unique(table.column("row").to_numpy()).astype(np.int64)
 
 
+def write_documents(documents: pa.Table, target: Path) -> None:
+    """Writes a segment's documents (`SCORED`, sorted by language) as Parquet: row groups of one language each."""
+    with pq.ParquetWriter(target, SCORED, compression="zstd") as writer:
+        for language in pc.unique(documents.column("language")).to_pylist():
+            table = documents.filter(pc.equal(documents.column("language"), language))
+            size = table.column("raw_content").nbytes
+            writer.write_table(table, row_group_size=max(1, len(table) * ROW_GROUP_BYTES // max(size, ROW_GROUP_BYTES)))
+
+
 def judge_segment(segment: MinedSegment, rules: CorpusRules, dropped: Path | None = None) -> dict[str, Any]:
     """Applies the rules to a segment without reading its text, and returns the counts.
 

@@ -1,150 +1,50 @@
-"""Minified metadata: what a segment's mined documents are, in some tens of bytes each; and the documents again from it.
+"""Documents again from minified metadata: a crawl file and the metadata of its documents in, the documents out.
 
-`minify` takes the documents of a segment; `regenerate_segment` takes the crawl file and what `minify` wrote, and gives back
-the documents as `ccnet.filter` wrote them, without keys, marks or models. Only the perplexities of paragraphs are not there.
-
-Source: CCNet (arXiv 1911.00359) as released stores about 70 bytes a document: digest, kept lines in 16 bits, scores. Here
-kept lines are runs of any length, so a page may have any number of them.
+What comes out is what `ccnet.filter` wrote when the metadata were made, without keys, marks or models; only the perplexities
+of paragraphs are not there. A page that is not in the crawl any more, or has other lines, is left out and counted.
 """
 
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
-from ccnet.filter import domain, write_scored
+from ccnet.corpus import write_documents
+from ccnet.filter import domain
+from ccnet.minified import page_number, read_minified, text_number, unpack_lines
 from ccnet.schema import SCORED
 from ccnet.stats import Tally, by_language
 from ccnet.wet import read_pages
 
-MINIFIED = pa.schema(
-    [
-        pa.field("page", pa.uint64(), nullable=False),  # xxh3-64 of the page's digest
-        pa.field("text", pa.uint32(), nullable=False),  # low half of the xxh3-64 of raw_content
-        pa.field("lines", pa.binary(), nullable=False),  # LEB128 numbers, in turn how many lines are left out and how many kept
-        pa.field("language", pa.string(), nullable=False),
-        pa.field("language_score", pa.float32(), nullable=False),  # fastText's numbers are fp32
-        pa.field("perplexity", pa.float64()),
-    ]
-)
 
-
-def minify(documents: pa.Table, target: Path) -> None:
-    """Writes the metadata of a segment's documents (`ccnet.schema.SCORED`), in their order, as Parquet (`MINIFIED`).
-
-    Raises ValueError where two documents have the digest of one page.
-    """
-    digests = documents.column("digest").to_pylist()
-    if len(set(digests)) < len(digests):
-        twice = next(digest for digest in digests if digests.count(digest) > 1)
-        raise ValueError(f"two documents of a segment have the digest {twice}: metadata can't tell them apart")
-    ids = documents.column("line_ids").combine_chunks()
-    numbers, offsets = ids.flatten().to_numpy(), np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())])
-    columns = [
-        pa.array([_page(digest) for digest in digests], pa.uint64()),
-        pa.array([_check(text) for text in documents.column("raw_content").to_pylist()], pa.uint32()),
-        pa.array([pack_lines(numbers[low:high]) for low, high in pairwise(offsets)], pa.binary()),
-        *(documents.column(name).cast(MINIFIED.field(name).type) for name in MINIFIED.names[3:]),
-    ]
-    pq.write_table(
-        pa.Table.from_arrays(columns, schema=MINIFIED),
-        target,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=["language"],
-        column_encoding={"language_score": "BYTE_STREAM_SPLIT", "perplexity": "BYTE_STREAM_SPLIT"},
-        write_statistics=False,
-        store_schema=False,
-    )
-
-
-def regenerate_segment(source: str, minified: Path, target: Path, **read: Any) -> dict[str, Any]:
+def regenerate_segment(source: str, minified: Path, target: Path) -> dict[str, Any]:
     """Writes to `target` the documents that `minified` was made of.
 
-    Args: source, read: the crawl file and the keyword arguments of `read_pages`; minified: of this segment.
+    Args: source: the crawl file; minified: of this segment.
     Returns: the counts of `filter_segment`; under `bad` also `page_missing` (the file has no page with this digest) and
-    `page_changed` (it has, with another text): documents that are left out.
+    `page_changed` (it has, with other lines): documents that are left out.
     Raises: ValueError for a file that is no metadata. Memory: the text of the segment.
     """
     tally = Tally()
-    wanted = _read(minified)
-    tally.add("in", len(wanted), 0, 0)
-    scores = {row["page"]: (number, row) for number, row in enumerate(wanted.to_pylist())}
-    found: list[tuple[int, dict[str, Any]]] = []
-    for batch in read_pages(source, tally.read, **read):
-        pages = batch.to_pylist()
-        for page in pages:
-            number, row = scores.pop(_page(page["digest"]), (0, None))
+    rows = {row["page"]: (number, row) for number, row in enumerate(read_minified(minified).to_pylist())}
+    documents: list[tuple[int, dict[str, Any]]] = []
+    for batch in read_pages(source, tally.read, min_length=1):
+        for page in batch.to_pylist():
+            number, row = rows.pop(page_number(page["digest"]), (0, None))
             if row is None:
                 continue
             lines = page["raw_content"].split("\n")
-            ids = list(unpack_lines(row["lines"], len(lines)))
-            text = "\n".join([lines[line] for line in ids])
-            if _check(text) != row["text"]:
+            line_ids = list(unpack_lines(row["lines"], len(lines)))
+            text = "\n".join([lines[line] for line in line_ids])
+            if text_number(text) != row["text"]:
                 tally.read["bad_page_changed"] += 1
                 continue
-            document = page | {
-                "raw_content": text,
-                "length": len(text),
-                "nlines": len(ids),
-                "line_ids": ids,
-                "source_domain": domain(page["url"]),
-                "paragraph_perplexity": None,
-                **{name: row[name] for name in ("language", "language_score", "perplexity")},
-            }
-            found.append((number, document))
-    tally.read["bad_page_missing"] += len(scores)
-    documents = pa.Table.from_pylist([document for _, document in sorted(found, key=lambda pair: pair[0])], SCORED)
-    write_scored(documents, target)
-    tally.add("in", 0, sum(documents.column("length").to_pylist()), sum(documents.column("nlines").to_pylist()))
-    tally.keep(documents)
-    return tally.statistics() | by_language(documents)
-
-
-def pack_lines(ids: np.ndarray) -> bytes:
-    """Ascending line numbers as runs: how many lines are left out, how many kept, and so on, each number as LEB128."""
-    breaks = np.flatnonzero(np.diff(ids) != 1) + 1
-    firsts, ends = ids[np.concatenate([[0], breaks])], ids[np.concatenate([breaks - 1, [len(ids) - 1]])] + 1
-    packed = bytearray()
-    for number in np.diff(np.stack([firsts, ends], 1).ravel(), prepend=0).tolist():
-        while number >= 128:
-            packed.append(number & 127 | 128)
-            number >>= 7
-        packed.append(number)
-    return bytes(packed)
-
-
-def unpack_lines(packed: bytes, lines: int) -> Iterator[int]:
-    """The line numbers of `pack_lines`, those of a page of so many lines."""
-    at = number = shift = 0
-    kept = False
-    for byte in packed:
-        number |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            if kept:
-                yield from range(at, min(at + number, lines))
-            at, number, shift, kept = at + number, 0, 0, not kept
-
-
-def _page(digest: str) -> int:
-    return xxhash.xxh3_64_intdigest(digest)
-
-
-def _check(text: str) -> int:
-    return xxhash.xxh3_64_intdigest(text) & 0xFFFFFFFF
-
-
-def _read(path: Path) -> pa.Table:
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: no minified metadata: {' '.join(str(error).split())}") from None
-    if table.schema.names != MINIFIED.names:
-        raise ValueError(f"{path}: no minified metadata: its columns are {', '.join(table.schema.names)}")
-    return table
+            content = {"raw_content": text, "length": len(text), "nlines": len(line_ids), "line_ids": line_ids}
+            scores = {name: row[name] for name in ("language", "language_score", "perplexity")}
+            documents.append((number, page | content | scores | {"source_domain": domain(page["url"])}))
+    tally.read["bad_page_missing"] += len(rows)
+    table = pa.Table.from_pylist([document for _, document in sorted(documents, key=lambda pair: pair[0])], SCORED)
+    write_documents(table, target)
+    tally.add("in", len(table), sum(table.column("length").to_pylist()), sum(table.column("nlines").to_pylist()))
+    tally.keep(table)
+    return tally.statistics() | by_language(table)

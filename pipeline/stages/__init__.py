@@ -26,6 +26,14 @@ _SPECS = (
         ("language.model",),
     ),
     Spec(
+        "regenerate",
+        "writes what mine wrote in another run, from the crawl and that run's metadata, without keys or models",
+        ("fetch",),
+        ("regenerate",),
+        ("regenerate.metadata",),
+        writes="mine",
+    ),
+    Spec(
         "regroup",
         "applies thresholds and cut-offs to the scores, writes the corpus by language and bucket",
         ("mine",),

@@ -1,15 +1,18 @@
 """mine: segments, marks and language models in, every document with its scores out (`mine/{segment}.parquet`).
 
+Beside them lie their metadata (`mine/metadata/{segment}.parquet`), from which `regenerate` makes the same documents again.
+
 What the scores decide is left to `regroup`, so that other thresholds need neither the crawl nor a model again.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ccnet.filter import Rules, filter_segment
 from ccnet.stats import total
 from pipeline.outputs import Outputs
-from pipeline.stage import Stage, Unit
+from pipeline.stage import Record, Stage, Unit
 from pipeline.stages.marked import MarkedSegment, language_model, marked_segments
 
 
@@ -28,20 +31,30 @@ def run(stage: Stage) -> None:
     records = stage.map("mine", mine_unit, units)
     statistics = total(record.statistics for record in records)
     stage.check_removed(statistics, chosen=("short", "held_out", "language_not_mined"))
-    segments = [
-        {"name": record.unit, "path": (path := mined_file(record.unit)), "digest": record.outputs[path]["digest"]}
-        for record in records
-    ]
-    stage.finish({"statistics": statistics, "segments": segments})
+    stage.finish({"statistics": statistics, "segments": mined_segments(records)})
 
 
 def mine_unit(outputs: Outputs, segment: MarkedSegment, keep_dropped: bool, **shared: Any) -> dict[str, Any]:
     """Work of a unit: `ccnet.filter.filter_segment`."""
-    target = outputs.path(mined_file(segment.name))
+    target, minified = (outputs.path(file) for file in (mined_file(segment.name), metadata_file(segment.name)))
     dropped = outputs.path(f"dropped/mine/{segment.name}.parquet") if keep_dropped else None
-    return filter_segment(segment.source, target, marks=segment.open_marks(), dropped=dropped, **shared)
+    return filter_segment(segment.source, target, minified, marks=segment.open_marks(), dropped=dropped, **shared)
+
+
+def mined_segments(records: Sequence[Record]) -> list[dict[str, str]]:
+    """Name, file and its digest of every segment, for the manifest."""
+    paths = [mined_file(record.unit) for record in records]
+    return [
+        {"name": record.unit, "path": path, "digest": record.outputs[path]["digest"]}
+        for record, path in zip(records, paths, strict=True)
+    ]
 
 
 def mined_file(segment: str) -> str:
     """Where a segment's documents lie below `out`."""
     return f"mine/{segment}.parquet"
+
+
+def metadata_file(segment: str) -> str:
+    """Where the documents' minified metadata lie below `out`."""
+    return f"mine/metadata/{segment}.parquet"
