@@ -28,7 +28,6 @@ BATCH = 4096  # documents that are held at a time
 ROW_GROUP_BYTES = 32 << 20  # text in a row group, about
 GZIP_LEVEL = 6
 JSON_SUFFIX = ".json.gz"
-JSON_KEYS = [name for name in DOCUMENT.names if name != "paragraph_perplexity"]  # CCNet's, in its order
 SIGNALS = ["length", "nlines", "source_domain", "language", "language_score", "perplexity"]
 
 
@@ -160,7 +159,7 @@ def regroup(
                     table, reasons = rules.apply(file.read_row_group(group), np.isin(rows, duplicates))
                     table = table.filter(pa.array(reasons == ""))
                     names = pa.array([bucket(value, cutoffs) for value in table.column("perplexity").to_pylist()], pa.string())
-                    table = table.append_column(DOCUMENT.field("bucket"), names)
+                    table = table.append_column("bucket", names).select(DOCUMENT.names).cast(DOCUMENT)
                     for name in pc.unique(names).to_pylist():
                         if name not in files:
                             writer = _Parquet(targets[name]) if layout == "parquet" else _JsonLines(targets[name])
@@ -250,7 +249,7 @@ class _JsonLines:
         self._file = gzip.GzipFile("", "wb", GZIP_LEVEL, path.open("wb"), mtime=0)
 
     def write(self, table: pa.Table) -> None:
-        for row in table.select(JSON_KEYS).to_pylist():
+        for row in table.to_pylist():
             if row["perplexity"] is None:
                 del row["perplexity"]
             self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
