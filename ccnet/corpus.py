@@ -28,7 +28,6 @@ BATCH = 4096  # documents that are held at a time
 ROW_GROUP_BYTES = 32 << 20  # text in a row group, about
 GZIP_LEVEL = 4  # twice as fast as 6, for files 4 % larger
 JSON_SUFFIX = ".json.gz"
-JSON_KEYS = [name for name in DOCUMENT.names if name != "paragraph_perplexity"]  # CCNet's, in its order
 SIGNALS = ["length", "nlines", "source_domain", "language", "language_score", "perplexity"]
 
 
@@ -85,6 +84,15 @@ class MinedSegment:
             return np.empty(0, np.int64)
         table = pq.read_table(self.near_duplicates, columns=["row"], filters=[("segment", "=", self.name)])
         return np.unique(table.column("row").to_numpy()).astype(np.int64)
+
+
+def write_documents(documents: pa.Table, target: Path) -> None:
+    """Writes a segment's documents (`SCORED`, sorted by language) as Parquet: row groups of one language each."""
+    with pq.ParquetWriter(target, SCORED, compression="zstd") as writer:
+        for language in pc.unique(documents.column("language")).to_pylist():
+            table = documents.filter(pc.equal(documents.column("language"), language))
+            size = table.column("raw_content").nbytes
+            writer.write_table(table, row_group_size=max(1, len(table) * ROW_GROUP_BYTES // max(size, ROW_GROUP_BYTES)))
 
 
 def judge_segment(segment: MinedSegment, rules: CorpusRules, dropped: Path | None = None) -> dict[str, Any]:
@@ -152,7 +160,7 @@ def regroup(
                     table, reasons = rules.apply(file.read_row_group(group), np.isin(rows, duplicates))
                     table = table.filter(pa.array(reasons == ""))
                     names = pa.array([bucket(value, cutoffs) for value in table.column("perplexity").to_pylist()], pa.string())
-                    table = table.append_column(DOCUMENT.field("bucket"), names)
+                    table = table.append_column("bucket", names).select(DOCUMENT.names).cast(DOCUMENT)
                     for name in pc.unique(names).to_pylist():
                         if name not in files:
                             writer = _Parquet(targets[name]) if layout == "parquet" else _JsonLines(targets[name])
@@ -243,7 +251,7 @@ class _JsonLines:
         self._file = gzip.GzipFile("", "wb", GZIP_LEVEL, self._raw, mtime=0)
 
     def write(self, table: pa.Table) -> None:
-        for row in table.select(JSON_KEYS).to_pylist():
+        for row in table.to_pylist():
             if row["perplexity"] is None:
                 del row["perplexity"]
             self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

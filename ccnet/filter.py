@@ -20,11 +20,11 @@ import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ccnet.corpus import ROW_GROUP_BYTES, DroppedFile
+from ccnet.corpus import DroppedFile, write_documents
 from ccnet.dedup import SegmentMarks
 from ccnet.language import LanguageIdentifier
+from ccnet.minified import minify
 from ccnet.normalize import paragraph_keys
 from ccnet.perplexity import LanguageModel
 from ccnet.schema import SCORED
@@ -89,7 +89,7 @@ def surviving_batches(
                 dropped.add(batch.filter(pa.array(gone)), reason)
 
     for pages in read_pages(source, tally.read, min_length=1):
-        pages = pages.append_column("source_domain", pa.array(map(_domain, pages.column("url").to_pylist()), pa.string()))
+        pages = pages.append_column("source_domain", pa.array(map(domain, pages.column("url").to_pylist()), pa.string()))
         chars = _integers(pc.utf8_length(pages.column("raw_content")))
         tally.add("in", len(pages), chars.sum(), 0)
         short = chars < rules.min_length
@@ -135,6 +135,7 @@ def surviving_batches(
 def filter_segment(
     source: str,
     target: Path,
+    minified: Path,
     *,
     marks: SegmentMarks,
     language_model: Path,
@@ -145,9 +146,10 @@ def filter_segment(
 ) -> dict[str, Any]:
     """Writes the surviving documents of a segment to `target` as Parquet (`SCORED`), and returns the counts.
 
-    The file is sorted by language, then in crawl order; a row group holds one language. `models` are the language models
-    (`ccnet.perplexity.find_models`); `whole`: as in `LanguageIdentifier`; `dropped`: where the other documents go
-    (`DROPPED`), in crawl order. Memory: the text of the segment.
+    The file is sorted by language, then in crawl order; a row group holds one language. `minified`: where the documents'
+    metadata goes (`ccnet.minified`). `models` are the language models (`ccnet.perplexity.find_models`); `whole`: as in
+    `LanguageIdentifier`; `dropped`: where the other documents go (`DROPPED`), in crawl order. Memory: the text of the
+    segment.
 
     The counts are those of `Tally` and of `by_language`.
     """
@@ -172,14 +174,11 @@ def filter_segment(
                 paragraphs.append(by_line)
             scores = [pa.array(perplexities, pa.float64()), pa.array(paragraphs, pa.list_(pa.float32()))]
             batches.append(pa.RecordBatch.from_arrays([*batch.columns, *scores], schema=SCORED))
-            tally.add("kept", len(batch), pc.sum(batch.column("length")).as_py(), pc.sum(batch.column("nlines")).as_py())
-            tally.domains["kept"].update(batch.column("source_domain").to_pylist())
+            tally.keep(batch)
     documents = pa.Table.from_batches(batches, SCORED)
-    with pq.ParquetWriter(target, SCORED, compression="zstd") as writer:
-        for language in sorted(pc.unique(documents.column("language")).to_pylist()):
-            table = documents.filter(pc.equal(documents.column("language"), language))
-            size = table.column("raw_content").nbytes
-            writer.write_table(table, row_group_size=max(1, len(table) * ROW_GROUP_BYTES // max(size, ROW_GROUP_BYTES)))
+    documents = documents.take(pc.sort_indices(documents, [("language", "ascending")]))  # stable: in crawl order within one
+    write_documents(documents, target)
+    minify(documents, minified)
     return tally.statistics() | by_language(documents)
 
 
@@ -251,7 +250,8 @@ def _integers(array: pa.Array) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _domain(url: str) -> str:
+def domain(url: str) -> str:
+    """The host of a URL, with its port where it has one."""
     try:
         return urlsplit(url).netloc
     except ValueError:  # of URLs that are none, such as http://[x

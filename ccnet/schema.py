@@ -41,7 +41,12 @@ SCORED = pa.schema(
     ]
 )
 
-DOCUMENT = SCORED.append(pa.field("bucket", pa.string(), nullable=False))  # head, middle, tail or all
+DOCUMENT = pa.schema(  # CCNet's columns; the perplexities of paragraphs stay with what is mined
+    [
+        *(field for field in SCORED if field.name != "paragraph_perplexity"),
+        pa.field("bucket", pa.string(), nullable=False),  # head, middle, tail or all
+    ]
+)
 
 DROPPED = pa.schema(  # what was not found out before the page or document was dropped is null
     [*(field.with_nullable(True) for field in SCORED), pa.field("reason", pa.string(), nullable=False)]

@@ -36,6 +36,12 @@ class Tally:
         for measure, count in zip(MEASURES, (documents, chars, lines), strict=True):
             self.counts[measure][name] += int(count)
 
+    def keep(self, documents: pa.Table | pa.RecordBatch) -> None:
+        """Counts documents (`ccnet.schema.SCORED`) as kept."""
+        sizes = (pc.sum(documents.column(name)).as_py() or 0 for name in ("length", "nlines"))
+        self.add("kept", len(documents), *sizes)
+        self.domains["kept"].update(documents.column("source_domain").to_pylist())
+
     def statistics(self) -> dict[str, Any]:
         """{documents, chars, lines: {in, kept, dropped: {reason: n}}, domains: {kept, dropped: `top`}, bad: {reason: n}}."""
         result: dict[str, Any] = {}

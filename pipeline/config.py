@@ -164,6 +164,13 @@ class CorpusConfig:
 
 
 @dataclass
+class RegenerateConfig:
+    """A corpus again from its metadata."""
+
+    metadata: str | None = key(None, "the folder mine/metadata of the run whose documents are wanted, or a copy of it")
+
+
+@dataclass
 class TokenizerConfig:
     """The SentencePiece tokenizer of the model."""
 
@@ -226,6 +233,7 @@ class Config:
     lm: LmConfig = field(default_factory=LmConfig)
     bucket: BucketConfig = field(default_factory=BucketConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     model: LlamaConfig = field(default_factory=LlamaConfig)

@@ -48,7 +48,8 @@ class Spec:
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
     name input files, `runs` those that name the `out` of earlier runs, each with the stage whose manifest is read there,
     `alone` those with which, where they are given, it reads no other stage. `always`: its plan depends on more than those,
-    so it is made anew every time. `folder`: where it keeps work that outlives a killed unit.
+    so it is made anew every time. `folder`: where it keeps work that outlives a killed unit. `writes`: the stage whose
+    outputs it makes in another way, if it does that.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Spec:
     alone: tuple[str, ...] = ()
     always: bool = False
     folder: str | None = None
+    writes: str | None = None
 
     @property
     def module(self) -> str:
@@ -150,8 +152,9 @@ class Stage:
     def __init__(self, spec: Spec, config: Config) -> None:
         self.spec, self.config = spec, config
         self.out = Path(config.out)
-        self._records = self.out / "records" / spec.name
-        self._manifest = self.out / "records" / f"{spec.name}.json"
+        self._name = spec.writes or spec.name  # of what it leaves
+        self._records = self.out / "records" / self._name
+        self._manifest = self.out / "records" / f"{self._name}.json"
         flat = flatten(config)
         wanted = [name for name in flat if any(name == k or name.startswith(f"{k}.") for k in spec.keys)]
         self._config = {name: flat[name] for name in wanted}
@@ -211,7 +214,7 @@ class Stage:
     def opened(self) -> Iterator[None]:
         """Holds the stage's lock while it runs, and clears outputs of another configuration if that is wanted."""
         self._records.mkdir(parents=True, exist_ok=True)
-        with (self.out / "records" / f"{self.spec.name}.lock").open("w") as lock:
+        with (self.out / "records" / f"{self._name}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -245,7 +248,7 @@ class Stage:
         """
         folder = self._records / name
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.out / "tmp" / self.spec.name
+        temporary = self.out / "tmp" / self._name
         shutil.rmtree(temporary, ignore_errors=True)
         for pending in sorted(folder.glob("*.pending")):
             take_back(self.out, pending)
@@ -281,7 +284,7 @@ class Stage:
         prints: Mapping[str, str],
         here: bool,
     ) -> None:
-        folder, temporary = self._records / name, self.out / "tmp" / self.spec.name
+        folder, temporary = self._records / name, self.out / "tmp" / self._name
         execute = functools.partial(_execute, work, self.out, folder, temporary, dict(prints))
         failed: dict[str, Failure] = {}
         label = self.spec.name if name == self.spec.name else f"{self.spec.name}/{name}"
@@ -333,7 +336,7 @@ class Stage:
         write_json(
             self._manifest,
             {
-                "stage": self.spec.name,
+                "stage": self._name,
                 "format": FORMAT,
                 "config": self._config,
                 "inputs": self._inputs,
@@ -344,7 +347,7 @@ class Stage:
                 "result": result,
             },
         )
-        shutil.rmtree(self.out / "tmp" / self.spec.name, ignore_errors=True)
+        shutil.rmtree(self.out / "tmp" / self._name, ignore_errors=True)
 
     def _has_work(self) -> bool:
         """Whether there is anything that another configuration would throw away."""

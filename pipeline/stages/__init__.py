@@ -34,6 +34,14 @@ _SPECS = (
     ),
     Spec("near", "finds near-duplicate documents, where near.threshold is set", ("mine",), ("near",)),
     Spec(
+        "regenerate",
+        "writes what mine wrote in another run, from the crawl and that run's metadata, without keys or models",
+        ("fetch",),
+        ("regenerate",),
+        ("regenerate.metadata",),
+        writes="mine",
+    ),
+    Spec(
         "regroup",
         "applies thresholds and cut-offs to the scores, writes the corpus by language and bucket",
         ("mine", "near"),

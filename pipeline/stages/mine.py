@@ -1,5 +1,7 @@
 """mine: segments, marks and language models in, every document with its scores out (`mine/{segment}.parquet`).
 
+Beside them lie their metadata (`mine/metadata/{segment}.parquet`), from which `regenerate` makes the same documents again.
+
 What the scores decide is left to `regroup`, so that other thresholds need neither the crawl nor a model again.
 """
 
@@ -12,7 +14,7 @@ import numpy as np
 from ccnet.filter import Rules, filter_segment, paragraph_texts
 from ccnet.stats import total
 from pipeline.outputs import Outputs
-from pipeline.stage import Stage, Unit
+from pipeline.stage import Record, Stage, Unit
 from pipeline.stages.marked import MarkedSegment, language_model, marked_segments
 
 LOOKED_UP = 16  # segments, evenly over the crawl, in which the text of the most frequent paragraphs is looked for
@@ -38,19 +40,31 @@ def run(stage: Stage) -> None:
     records = stage.map("mine", mine_unit, units)
     statistics = total(record.statistics for record in records)
     stage.check_removed(statistics, chosen=("short", "held_out", "language_not_mined"))
-    mined = [
-        {"name": record.unit, "path": mined_file(record.unit), "digest": record.outputs[mined_file(record.unit)]["digest"]}
-        for record in records
-    ]
     frequent = _frequent(stage, segments)
-    stage.finish({"statistics": statistics, "segments": mined, "models": lm["fingerprints"], "frequent": frequent})
+    stage.finish(
+        {
+            "statistics": statistics,
+            "segments": mined_segments(records),
+            "models": lm["fingerprints"],
+            "frequent": frequent,
+        }
+    )
 
 
 def mine_unit(outputs: Outputs, segment: MarkedSegment, keep_dropped: bool, **shared: Any) -> dict[str, Any]:
     """Work of a unit of the first round: `ccnet.filter.filter_segment`."""
-    target = outputs.path(mined_file(segment.name))
+    target, minified = (outputs.path(file) for file in (mined_file(segment.name), metadata_file(segment.name)))
     dropped = outputs.path(f"dropped/{segment.name}.mine.parquet") if keep_dropped else None
-    return filter_segment(segment.source, target, marks=segment.open_marks(), dropped=dropped, **shared)
+    return filter_segment(segment.source, target, minified, marks=segment.open_marks(), dropped=dropped, **shared)
+
+
+def mined_segments(records: Sequence[Record]) -> list[dict[str, str]]:
+    """Name, file and its digest of every segment, for the manifest."""
+    paths = [mined_file(record.unit) for record in records]
+    return [
+        {"name": record.unit, "path": path, "digest": record.outputs[path]["digest"]}
+        for record, path in zip(records, paths, strict=True)
+    ]
 
 
 def frequent_unit(outputs: Outputs, sources: list[str], keys: list[str], min_length: int) -> dict[str, Any]:
@@ -64,12 +78,17 @@ def mined_file(segment: str) -> str:
     return f"mine/{segment}.parquet"
 
 
+def metadata_file(segment: str) -> str:
+    """Where the documents' minified metadata lie below `out`."""
+    return f"mine/metadata/{segment}.parquet"
+
+
 def _frequent(stage: Stage, segments: Sequence[MarkedSegment]) -> list[dict[str, Any]]:
     """The most frequent paragraphs, with their text (null where it was not come upon) and the documents that have them.
 
     Not looked up while segments are mined: a segment's record would depend on all the others then.
     """
-    counts = stage.upstream("dedup")["result"].get("frequent", [])
+    counts = stage.upstream("dedup")["result"]["frequent"]
     chosen = segments[:: -(-len(segments) // LOOKED_UP)] if segments and counts else []
     keys = [key for key, _ in counts]
     arguments = {"sources": [s.source for s in chosen], "keys": keys, "min_length": stage.config.crawl.min_length}

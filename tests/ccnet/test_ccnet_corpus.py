@@ -262,7 +262,7 @@ def test_the_gold_documents_of_ccnet(shared_data, tmp_path):
     for number, marks in enumerate(open_marks(sources, tmp_path / "marks", "none")):
         path = tmp_path / str(number)
         given = {"marks": marks, "language_model": default_model(), "rules": Rules(), "models": models, "whole": True}
-        filter_segment(str(sources[number]), path, **given)
+        filter_segment(str(sources[number]), path, path.with_suffix(".minified"), **given)
         segments.append(MinedSegment(path.name, path))
     rules = CorpusRules(rounded=True)
     counts = merge(judge_segment(segment, rules) for segment in segments)

@@ -35,7 +35,7 @@ def run(pages_by_segment, folder, rules=Rules(min_length=20), keep="first", mode
     for n, marks in enumerate(open_marks(sources, folder / "marks", keep, rules.min_length)):
         target = folder / f"{n}.out"
         given = {"marks": marks, "language_model": default_model(), "rules": rules, "models": models or {}}
-        counts = filter_segment(str(sources[n]), target, **given, dropped=folder / f"{n}.dropped")
+        counts = filter_segment(str(sources[n]), target, folder / f"{n}.minified", **given, dropped=folder / f"{n}.dropped")
         results.append((pq.read_table(target).to_pylist(), counts))
     return results
 
@@ -105,7 +105,13 @@ def test_bodies_without_a_final_line_end_have_no_more_lines(tmp_path):
     source.write_bytes(b"".join(records))
     [marks] = open_marks([source], tmp_path / "marks", min_length=20)
     counts = filter_segment(
-        str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(min_length=20), models={}
+        str(source),
+        tmp_path / "out",
+        tmp_path / "minified",
+        marks=marks,
+        language_model=default_model(),
+        rules=Rules(min_length=20),
+        models={},
     )
     assert pq.read_table(tmp_path / "out").column("original_nlines").to_pylist() == [6, 5, 5]
     assert flow(counts, "lines") == (15, 13, {"duplicate": 2})
@@ -245,7 +251,13 @@ def test_faults_of_the_segment_are_counted(tmp_path):
     source.write_bytes(source.read_bytes()[:-400])
     [marks] = open_marks([source], tmp_path / "marks")
     counts = filter_segment(
-        str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(), models={}
+        str(source),
+        tmp_path / "out",
+        tmp_path / "minified",
+        marks=marks,
+        language_model=default_model(),
+        rules=Rules(),
+        models={},
     )
     assert counts["bad"] == {"truncated": 1}
     assert counts["documents"]["kept"] == 9
@@ -256,7 +268,15 @@ def test_marks_of_another_segment_are_refused(tmp_path):
     marks = open_marks(sources, tmp_path / "marks")
     for source, other in zip(sources, reversed(marks), strict=True):
         with pytest.raises(ValueError, match="hash it again"):
-            filter_segment(str(source), tmp_path / "out", marks=other, language_model=default_model(), rules=Rules(), models={})
+            filter_segment(
+                str(source),
+                tmp_path / "out",
+                tmp_path / "minified",
+                marks=other,
+                language_model=default_model(),
+                rules=Rules(),
+                models={},
+            )
 
 
 def test_marks_of_a_longer_segment_are_refused(tmp_path):
@@ -264,7 +284,15 @@ def test_marks_of_a_longer_segment_are_refused(tmp_path):
     [marks] = open_marks([write_wet(tmp_path / "whole", pages)], tmp_path / "marks")
     source = write_wet(tmp_path / "begun", pages[:2])
     with pytest.raises(ValueError, match="hash it again"):
-        filter_segment(str(source), tmp_path / "out", marks=marks, language_model=default_model(), rules=Rules(), models={})
+        filter_segment(
+            str(source),
+            tmp_path / "out",
+            tmp_path / "minified",
+            marks=marks,
+            language_model=default_model(),
+            rules=Rules(),
+            models={},
+        )
 
 
 def test_statistics_of_segments_add_to_those_of_the_crawl(tmp_path):

@@ -60,7 +60,13 @@ def test_samples_and_corpus_share_the_crawl_out(tmp_path):
     rules = Rules(min_length=100, held_out=0.4)
     filter_marks, sample_marks, again = (open_marks([source], tmp_path / f"marks{n}", min_length=100)[0] for n in range(3))
     counts = filter_segment(
-        str(source), tmp_path / "out", marks=filter_marks, language_model=default_model(), rules=rules, models={}
+        str(source),
+        tmp_path / "out",
+        tmp_path / "minified",
+        marks=filter_marks,
+        language_model=default_model(),
+        rules=rules,
+        models={},
     )
     sampled = sample_segment(str(source), tmp_path / "sample", marks=sample_marks, language_model=default_model(), rules=rules)
     rows = pq.read_table(tmp_path / "sample").to_pylist()

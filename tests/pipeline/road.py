@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 from pipeline.outputs import read_json
+from pipeline.stages import SPECS
 
 ROOT = Path(__file__).resolve().parents[2]
+ROAD = [name for name, spec in SPECS.items() if spec.writes is None]
 TINY = [
     "experiment=demo",
     "crawl.demo_share=0.04",

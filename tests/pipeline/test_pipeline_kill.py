@@ -7,10 +7,9 @@ import subprocess
 import time
 
 import pytest
-from road import ROOT, command, digest, run_bad, run_good, run_killed
+from road import ROAD, ROOT, command, digest, run_bad, run_good, run_killed
 
 from pipeline.outputs import read_json
-from pipeline.stages import SPECS
 from pipeline.training.launch import STOPPED
 
 pytestmark = pytest.mark.slow
@@ -23,14 +22,14 @@ def undisturbed(tmp_path_factory):
     """A whole road, and how long each of its stages took."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     seconds = {}
-    for stage in SPECS:
+    for stage in ROAD:
         start = time.monotonic()
         run_good(stage, out)
         seconds[stage] = time.monotonic() - start
     return out, seconds
 
 
-@pytest.mark.parametrize("stage", SPECS)
+@pytest.mark.parametrize("stage", ROAD)
 def test_a_killed_stage_gives_the_same_result(stage, undisturbed, tmp_path):
     reference, seconds = undisturbed
     out = tmp_path / "out"
@@ -62,7 +61,7 @@ def test_a_training_that_is_told_to_stop_saves_and_goes_on(undisturbed, tmp_path
     assert digest("train", out) == digest("train", reference)
 
 
-@pytest.mark.parametrize("stage", SPECS)
+@pytest.mark.parametrize("stage", ROAD)
 def test_a_disk_that_fills_up(stage, undisturbed, tmp_path):
     """A stage that runs out of space ends with one line; with room again, the same command gives the same result."""
     reference, _ = undisturbed

@@ -9,12 +9,11 @@ import datasets
 import pytest
 import sentencepiece
 import torch
-from road import ROOT, run, run_good
+from road import ROAD, ROOT, run, run_good
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ccnet.schema import DOCUMENT
 from pipeline.outputs import read_json
-from pipeline.stages import SPECS
 from pipeline.training.metrics import read_metrics
 
 
@@ -31,7 +30,7 @@ def result(out, stage):
 
 def test_every_stage_finished_and_the_summary_fits_a_screen(road):
     out, printed = road
-    assert all((out / "records" / f"{stage}.json").exists() for stage in SPECS)
+    assert all((out / "records" / f"{stage}.json").exists() for stage in ROAD)
     assert len(printed.splitlines()) <= 45
     for words in ("documents", "languages", "tokens", "validation", "report.html", "it writes"):
         assert words in printed
