@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ccnet import corpus
 from ccnet.buckets import bin_of, bucket
-from ccnet.corpus import JSON_KEYS, CorpusRules, MinedSegment, judge_segment, read_corpus, regroup
+from ccnet.corpus import CorpusRules, MinedSegment, judge_segment, read_corpus, regroup
 from ccnet.filter import Rules, filter_segment
 from ccnet.language import default_model
 from ccnet.perplexity import find_models
@@ -220,7 +220,7 @@ def test_files_as_ccnet_has_them(crawl, tmp_path):
                 lines = gzip.decompress(targets[name].read_bytes()).decode().split("\n")
                 assert lines.pop() == ""
                 rows = [json.loads(line) for line in lines]
-                keys = [key for key in JSON_KEYS if language == "en" or key != "perplexity"]
+                keys = [key for key in DOCUMENT.names if language == "en" or key != "perplexity"]
                 assert all(list(row) == keys and row["bucket"] == name for row in rows)
                 found += rows
         assert {row["digest"] for row in found} == {row["digest"] for row in documents if row["language"] == language}
