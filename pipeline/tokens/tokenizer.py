@@ -112,5 +112,9 @@ def unlike_llama(proto: Any) -> str | None:
         "it removes spaces": normalizer.remove_extra_whitespaces,
         "it keeps spaces as they are": not normalizer.escape_whitespaces,
         "it has pieces defined by a user": any(piece.type in (piece.USER_DEFINED, piece.UNUSED) for piece in proto.pieces),
+        "it has a special piece of one character": any(
+            piece.type != piece.NORMAL and len(piece.piece) == 1 for piece in proto.pieces
+        ),
+        "it has no piece for the space": all(piece.piece != "▁" for piece in proto.pieces),
     }
     return next((reason for reason, holds in others.items() if holds), None)
