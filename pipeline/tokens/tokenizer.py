@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
@@ -98,6 +99,29 @@ def specification(model: Path) -> Any:
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(model.read_bytes())
     return proto
+
+
+def stored_settings(model: Path) -> dict[str, dict[str, Any]]:
+    """What a model was trained with, as its file has it: {"trainer": {field: value}, "normalizer": {field: value}}.
+
+    Every field that SentencePiece knows is there, defaults too. Enumerations are names, bytes hexadecimal.
+    """
+    proto = specification(model)
+    return {"trainer": _fields(proto.trainer_spec), "normalizer": _fields(proto.normalizer_spec)}
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.enum_type is not None:
+            value = field.enum_type.values_by_number[value].name
+        elif field.type == field.TYPE_FLOAT:
+            value = float(str(np.float32(value)))  # 0.99995, not 0.9999499917030334
+        elif field.default_value == []:
+            value = list(value)
+        values[field.name] = value.hex() if isinstance(value, bytes) else value
+    return values
 
 
 def unlike_llama(proto: Any) -> str | None:
