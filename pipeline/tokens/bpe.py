@@ -148,7 +148,7 @@ def _character(octets, i):  # type: ignore[no-untyped-def]
 def _encode(  # type: ignore[no-untyped-def]
     words, octets, starts, eos, pieces, symbols, joins, merges, fallback, remembered, ids, ends
 ):
-    size = 0
+    size = np.int64(0)
     cuts, chain, heap = np.empty(1024, np.int64), np.empty((5, 256), np.int64), np.empty(3 * 256, np.int64)
     for document in range(len(starts) - 1):
         begin, end = np.int64(starts[document]), np.int64(starts[document + 1])

@@ -68,7 +68,13 @@ class Encoder:
         return self._bpe.encode(octets, starts, self.dtype)
 
 
-codecs.register_error("each-byte", lambda error: ("\ufffd", error.start + 1))
+def _each_byte(error: UnicodeError) -> tuple[str, int]:
+    """U+FFFD in place of one byte; Python's own "replace" puts one in place of several."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd", error.start + 1
+
+
+codecs.register_error("each-byte", _each_byte)
 
 
 def is_validation(digest: str, share: float) -> bool:
