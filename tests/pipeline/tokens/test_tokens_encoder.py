@@ -1,10 +1,13 @@
 """The encoder against SentencePiece: the same ids for every text and batch, whatever is remembered."""
 
+import bz2
+import codecs
 import gzip
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pytest
@@ -42,14 +45,15 @@ class Pair:
             assert ids[ends[i] : ends[i + 1]].tolist() == [*self.processor.encode(text), self.processor.eos_id()], text[:200]
 
 
-def read(path: Path) -> str:
-    return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".txt": partial(open, mode="rb"), ".gz": gzip.open, ".bz2": bz2.open}
 
 
 def texts(shared_data: Path) -> Iterator[str]:
     for path in sorted((shared_data / "text").rglob("*")):
-        if path.suffix in (".txt", ".gz"):
-            yield from read(path).split("\f")
+        if opener := OPENERS.get(path.suffix):
+            with opener(path) as file:
+                data = file.read()
+            yield from data.decode("utf-16" if data.startswith(codecs.BOM_UTF16_LE) else "utf-8").split("\f")
 
 
 @pytest.fixture(scope="module")
