@@ -24,7 +24,7 @@ SPACE = 0x2581  # ▁
 REMEMBERED = 1 << 18  # segments that an encoder keeps: 16 MB
 LONGEST = 24  # bytes of a segment that is kept
 MOST = 8  # ids of a segment that is kept
-SCANNED = 64  # characters of a segment in which the best merge is looked for one by one; a heap is faster from here on
+SCANNED = 128  # characters of a segment up to which its best merge is looked for one by one, and not in a heap
 
 # A row of what is remembered, a cache line: bytes; their number (8 bits) and that of the ids; the ids, two a word.
 _COUNTS, _IDS, _ROW = LONGEST // 8, LONGEST // 8 + 1, LONGEST // 8 + 1 + MOST // 2

@@ -57,7 +57,7 @@ def test_no_piece_of_several_characters() -> None:
     check(model({"a": -1.0, "é": -1.0}), ["", "aé b", "日本"])
 
 
-@pytest.mark.parametrize("length", [8, 24, 25, 64, 65, 200, 5000])
+@pytest.mark.parametrize("length", [8, 24, 25, 128, 129, 200, 5000])
 def test_lengths_of_segments(length: int) -> None:
     """At either side of every limit of the kernel; the merges of one take place from its end to its beginning."""
     letters = string.ascii_lowercase
