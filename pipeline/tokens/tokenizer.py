@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
@@ -100,6 +101,29 @@ def specification(model: Path) -> Any:
     return proto
 
 
+def stored_settings(model: Path) -> dict[str, dict[str, Any]]:
+    """What a model was trained with, as its file has it: {"trainer": {field: value}, "normalizer": {field: value}}.
+
+    Every field that SentencePiece knows is there, defaults too. Enumerations are names, bytes hexadecimal.
+    """
+    proto = specification(model)
+    return {"trainer": _fields(proto.trainer_spec), "normalizer": _fields(proto.normalizer_spec)}
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.enum_type is not None:
+            value = field.enum_type.values_by_number[value].name
+        elif field.type == field.TYPE_FLOAT:
+            value = float(str(np.float32(value)))  # 0.99995, not 0.9999499917030334
+        elif field.default_value == []:
+            value = list(value)
+        values[field.name] = value.hex() if isinstance(value, bytes) else value
+    return values
+
+
 def unlike_llama(proto: Any) -> str | None:
     """What a model does otherwise with text than LLaMA's, the vocabulary aside; None where it is nothing."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
@@ -112,5 +136,9 @@ def unlike_llama(proto: Any) -> str | None:
         "it removes spaces": normalizer.remove_extra_whitespaces,
         "it keeps spaces as they are": not normalizer.escape_whitespaces,
         "it has pieces defined by a user": any(piece.type in (piece.USER_DEFINED, piece.UNUSED) for piece in proto.pieces),
+        "it has a special piece of one character": any(
+            piece.type != piece.NORMAL and len(piece.piece) == 1 for piece in proto.pieces
+        ),
+        "it has no piece for the space": all(piece.piece != "▁" for piece in proto.pieces),
     }
     return next((reason for reason, holds in others.items() if holds), None)

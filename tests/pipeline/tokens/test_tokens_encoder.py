@@ -1,18 +1,22 @@
-"""The encoder against SentencePiece: the same ids for every text, whatever is remembered."""
+"""The encoder against SentencePiece: the same ids for every text and batch, whatever is remembered."""
 
+import bz2
+import codecs
 import gzip
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import pyarrow as pa
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ccnet.wet import read_pages
-from pipeline.tokens import encode, tokenizer
+from pipeline.tokens import tokenizer
 from pipeline.tokens.encode import Encoder
 
 # Spaces and literal ▁, line ends, control characters, digits, letters with and without accents, CJK, emoji, names of pieces.
@@ -25,8 +29,8 @@ STRINGS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PARTS), max_s
 class Pair:
     """An encoder and the processor of the same model."""
 
-    def __init__(self, model: Path) -> None:
-        self.encoder = Encoder(model)
+    def __init__(self, model: Path, **arguments: int) -> None:
+        self.encoder = Encoder(model, **arguments)
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
 
     def check(self, text: str) -> None:
@@ -34,15 +38,22 @@ class Pair:
         assert ids.dtype == self.encoder.dtype
         assert ids.tolist() == [*self.processor.encode(text), self.processor.eos_id()], text[:200]
 
+    def check_batch(self, texts: pa.Array) -> None:
+        ids, ends = self.encoder.encode_batch(texts)
+        assert (ids.dtype, len(ends), ends[0], ends[-1]) == (self.encoder.dtype, len(texts) + 1, 0, len(ids))
+        for i, text in enumerate(texts.to_pylist()):
+            assert ids[ends[i] : ends[i + 1]].tolist() == [*self.processor.encode(text), self.processor.eos_id()], text[:200]
 
-def read(path: Path) -> str:
-    return (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+
+OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".txt": partial(open, mode="rb"), ".gz": gzip.open, ".bz2": bz2.open}
 
 
 def texts(shared_data: Path) -> Iterator[str]:
     for path in sorted((shared_data / "text").rglob("*")):
-        if path.suffix in (".txt", ".gz"):
-            yield from read(path).split("\f")
+        if opener := OPENERS.get(path.suffix):
+            with opener(path) as file:
+                data = file.read()
+            yield from data.decode("utf-16" if data.startswith(codecs.BOM_UTF16_LE) else "utf-8").split("\f")
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +64,17 @@ def new_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["llama", "new"])
+@pytest.fixture(scope="module", params=["llama", "new", "tok512"])
 def pair(request: pytest.FixtureRequest) -> Pair:
     if request.param == "new":
         return Pair(request.getfixturevalue("new_model"))
-    return Pair(request.getfixturevalue("shared_data") / "models" / "llama2_tokenizer.model")
+    name = {"llama": "llama2_tokenizer.model", "tok512": "tok512.model"}[request.param]
+    return Pair(request.getfixturevalue("shared_data") / "models" / name)
 
 
-def test_texts_are_cut(pair: Pair) -> None:
-    assert pair.encoder.unsegmented is None
-    text = "  two▁▁words 12\n"
-    segments = pair.encoder._segments(f" {text}")
-    assert "".join(segments) == f" {text}"
-    assert segments[:2] == ["   two", "▁▁words"]
+def test_who_encodes(pair: Pair, request: pytest.FixtureRequest) -> None:
+    """The kernel wherever it can; tok512.model removes spaces, so SentencePiece does."""
+    assert pair.encoder.unlike == ("it removes spaces" if "tok512" in request.node.name else None)
 
 
 @settings(max_examples=400, deadline=None)
@@ -74,7 +83,39 @@ def test_any_string(pair: Pair, text: str) -> None:
     pair.check(text)
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n", "▁", " " * 1000, "a" * 100_000, "日本語" * 30_000, "ab1" * 30_000 + " "])
+@settings(max_examples=100, deadline=None)
+@given(texts=st.lists(STRINGS, max_size=8), first=st.integers(0, 3), kind=st.sampled_from([pa.string(), pa.large_string()]))
+def test_any_batch(pair: Pair, texts: list[str], first: int, kind: pa.DataType) -> None:
+    """Also one that is a slice of another."""
+    pair.check_batch(pa.array(texts, kind)[first:])
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(st.binary(max_size=30) | STRINGS.map(str.encode), max_size=4))
+@example([b"a\xe2\x28\xa1", b"\xf0\x9f\xa6", b"\xed\xa0\x80", b"\xc0\x80", b"\xff\xff and", b"\xf4\x90\x80\x80"])
+def test_any_bytes(pair: Pair, texts: list[bytes]) -> None:
+    """Malformed UTF-8 too: SentencePiece takes each byte of it for U+FFFD."""
+    pair.check_batch(pa.array(texts, pa.binary()))
+
+
+def test_a_lone_surrogate_is_refused(pair: Pair) -> None:
+    """As by SentencePiece, whose error says less."""
+    with pytest.raises(UnicodeEncodeError):
+        pair.encoder.encode("a\ud800b")
+
+
+LONG = ["a", "日本語", "ab1", "the", "é", "🦙", "\n", "\x00", "ingthingsthe", " ", "▁", "-" * 7 + "="]
+
+
+@pytest.mark.parametrize("unit", LONG)
+def test_long_texts_without_a_cut(pair: Pair, unit: str) -> None:
+    """Around the lengths at which the kernel goes another way, and 1 MB."""
+    lengths = [*range(1, 40), 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000, 1_000_000 // len(unit.encode())]
+    for length in lengths:
+        pair.check(unit * length)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "▁", "x" * 64 + " ", "ab1" * 30_000 + " ", "the thing " * 3000])
 def test_edges(pair: Pair, text: str) -> None:
     pair.check(text)
 
@@ -104,19 +145,28 @@ def test_published_vectors(shared_data: Path) -> None:
         assert encoder.encode(text).tolist() == [*map(int, line.split()), 2], text
 
 
-@pytest.mark.parametrize("remembered", [1, 7])
-def test_what_is_remembered_is_bounded(new_model: Path, monkeypatch: pytest.MonkeyPatch, remembered: int) -> None:
-    monkeypatch.setattr(encode, "REMEMBERED", remembered)
-    pair = Pair(new_model)
+@pytest.mark.parametrize("remembered", [2, 8])
+def test_what_is_remembered_is_bounded(new_model: Path, remembered: int) -> None:
+    """Rows that nearly every segment takes from another one."""
+    pair = Pair(new_model, remembered=remembered)
     for number in range(200):
-        pair.check(f"the words {'x' * (number % 50)} and {number} things")
-        assert len(pair.encoder._ids) <= remembered
-        assert all(len(segment) <= encode.LONGEST for segment in pair.encoder._ids)
+        pair.check(f"the words {'x' * (number % 50)} and {number} things, the same words and {'é' * (number % 13)}")
 
 
-def change_pieces(proto: Any) -> None:
-    proto.pieces.add(piece="d▁", score=-0.5)
-    proto.pieces.add(piece="d▁o", score=-0.6)
+def test_many_pieces_have_wide_ids(tmp_path: Path, new_model: Path) -> None:
+    proto = tokenizer.specification(new_model)
+    added = [chr(0x4E00 + number // 300) + chr(0x5E00 + number % 300) for number in range(70_000)]
+    for number, piece in enumerate(added):
+        proto.pieces.add(piece=piece, score=-1000.0 - number)
+    (tmp_path / "wide").write_bytes(proto.SerializeToString())
+    pair = Pair(tmp_path / "wide")
+    assert (pair.encoder.unlike, pair.encoder.dtype.itemsize) == (None, 4)
+    pair.check(f"the words {added[0]} {added[-1]}{added[-1]} and {''.join(added[::7])}")
+    assert pair.encoder.encode(added[-1]).tolist()[-2:] == [len(proto.pieces) - 1, 2]
+
+
+def no_space(proto: Any) -> None:
+    next(piece for piece in proto.pieces if piece.piece == "▁").piece = "▁▁▁▁▁"
 
 
 def change_prefix(proto: Any) -> None:
@@ -127,19 +177,17 @@ def change_spaces(proto: Any) -> None:
     proto.normalizer_spec.remove_extra_whitespaces = True
 
 
-def keep_characters(proto: Any) -> None:
-    kept = [piece for piece in proto.pieces if piece.type != piece.NORMAL or len(piece.piece) == 1]
-    del proto.pieces[:]
-    proto.pieces.extend(kept)
+def one_character(proto: Any) -> None:
+    proto.pieces[0].piece = proto.trainer_spec.unk_piece = "?"
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (change_pieces, "it has a piece with a space behind another character"),
+        (one_character, "it has a special piece of one character"),
+        (no_space, "it has no piece for the space"),
         (change_prefix, "it adds no space before a text"),
         (change_spaces, "it removes spaces"),
-        (keep_characters, "it merges no characters"),
     ],
 )
 def test_other_models_encode_whole_texts(tmp_path: Path, new_model: Path, change: Callable[[Any], None], reason: str) -> None:
@@ -147,12 +195,6 @@ def test_other_models_encode_whole_texts(tmp_path: Path, new_model: Path, change
     change(proto)
     (tmp_path / "other").write_bytes(proto.SerializeToString())
     pair = Pair(tmp_path / "other")
-    assert pair.encoder.unsegmented == reason
+    assert pair.encoder.unlike == reason
     for text in ["", " and other  words", "and other words\n"]:
         pair.check(text)
-
-
-def test_a_small_released_model(shared_data: Path) -> None:
-    pair = Pair(shared_data / "models" / "tok512.model")
-    assert pair.encoder.unsegmented == "it removes spaces"
-    pair.check("Once upon a  time")
