@@ -8,14 +8,15 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
 
-from ccnet.corpus import read_corpus
 from pipeline.tokens import tokenizer
+from pipeline.tokens.documents import Slice, read_documents
 from pipeline.tokens.shards import ShardFiles, Vocabulary, dtype_for, write_shard
 
 SPLITS = ("train", "validation")
@@ -83,8 +84,8 @@ def is_validation(digest: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(f"validation {digest}".encode()).digest()[:8]) < share * 2.0**64
 
 
-def tokenize_part(parts: Sequence[Path], model: Path, targets: dict[str, ShardFiles], *, validation: float) -> dict[str, Any]:
-    """Writes the documents of corpus files, in their order, to a shard for each split (`SPLITS`).
+def tokenize_part(parts: Sequence[Slice], model: Path, targets: dict[str, ShardFiles], *, validation: float) -> dict[str, Any]:
+    """Writes the documents of slices of files, in their order, to a shard for each split (`SPLITS`).
 
     Returns for each split {documents, tokens, bytes, chars}. A split without documents has an empty shard.
     """
@@ -99,8 +100,8 @@ def tokenize_part(parts: Sequence[Path], model: Path, targets: dict[str, ShardFi
     return counts
 
 
-def _documents(parts: Sequence[Path], encoder: Encoder, split: str, share: float, seen: Counter[str]) -> Iterator[np.ndarray]:
-    for batch in read_corpus(parts, ["digest", "raw_content"]):
+def _documents(parts: Sequence[Slice], encoder: Encoder, split: str, share: float, seen: Counter[str]) -> Iterator[np.ndarray]:
+    for batch in chain.from_iterable(map(read_documents, parts)):
         for digest, text in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
             if (split == "validation") == is_validation(digest, share):
                 seen["bytes"] += len(text.encode())
