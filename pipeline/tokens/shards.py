@@ -100,9 +100,9 @@ class Shard:
     """A shard, memory-mapped. Opening costs the same for any size: the ends of the files are checked, not what is between
     them, and they are mapped when they are first read.
 
-    Attributes: `size` (tokens); `tokens` uint16 or int32 [tokens], all documents end to end; `lengths` int32 [documents], in
-    tokens; `pointers` int64 [documents], in bytes; `vocabulary`. ValueError, in one line, if a file is missing, is truncated
-    or does not belong to the others.
+    Attributes: `size` (tokens), `dtype` (uint16 or int32), `vocabulary`; `tokens` of this dtype [tokens], all documents end to
+    end; `lengths` int32 [documents], in tokens; `pointers` int64 [documents], in bytes. ValueError, in one line, if a file is
+    missing, is truncated or does not belong to the others.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -111,20 +111,20 @@ class Shard:
         try:
             size = bin.stat().st_size
             with open(idx, "rb", buffering=0) as index:
-                self._documents, self._dtype, end = _read_index(index, idx)
+                self._documents, self.dtype, end = _read_index(index, idx)
         except FileNotFoundError as error:
             raise ValueError(f"{error.filename}: no such file") from None
         if size != end:
             state = "truncated" if size < end else "does not match its index"
             raise ValueError(f"{bin}: {state}: {size} bytes, the index speaks of {end}")
-        self.size = size // self._dtype.itemsize
+        self.size = size // self.dtype.itemsize
         self.vocabulary = Vocabulary.read(meta)
-        if self.vocabulary.pieces - 1 > np.iinfo(self._dtype).max:
-            raise ValueError(f"{meta}: {self.vocabulary.pieces} pieces do not fit the shard's dtype {self._dtype}")
+        if self.vocabulary.pieces - 1 > np.iinfo(self.dtype).max:
+            raise ValueError(f"{meta}: {self.vocabulary.pieces} pieces do not fit the shard's dtype {self.dtype}")
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        return _map(self._files.bin, self._dtype, 0, self.size)
+        return _map(self._files.bin, self.dtype, 0, self.size)
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -140,7 +140,7 @@ class Shard:
 
     def document(self, number: int) -> np.ndarray:
         """The ids of one document, eos included: a view into the file, dtype of the shard."""
-        start = int(self.pointers[number]) // self._dtype.itemsize
+        start = int(self.pointers[number]) // self.dtype.itemsize
         return self.tokens[start : start + int(self.lengths[number])]
 
 
