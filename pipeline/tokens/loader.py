@@ -56,13 +56,14 @@ class Loader:
                 tokenizer = stream.vocabulary.tokenizer  # the others must have the same
         self.mixture = plan({name: stream.total for name, stream in self.streams.items()}, shares, epochs, sequence)
         self.vocabulary = next(iter(self.streams.values())).vocabulary
-        self._seeds = [_source_seed(seed, source) for source in self.streams]
+        self._seeded = [(stream, _source_seed(seed, source)) for source, stream in self.streams.items()]
 
     def batch(self, first: int, count: int) -> np.ndarray:
         """Global samples first … first + count - 1: int64 [count, sequence + 1]. ValueError behind the mixture's end."""
         source, nth = self.mixture.locate(np.arange(first, first + count, dtype=np.int64))
         rows = np.empty((count, self.sequence + 1), np.int64)
-        for number, (stream, seed) in enumerate(zip(self.streams.values(), self._seeds, strict=True)):
+        for number in set(source.tolist()):
+            stream, seed = self._seeded[number]
             places = np.flatnonzero(source == number)
             stream.read(_starts(nth[places], stream.total, self.sequence, seed), rows, places)
         return rows
@@ -107,14 +108,14 @@ class TokenStream:
     `name` is for messages. ValueError, in one line: no shards or no tokens, fewer tokens than a sample has, shards of
     different tokenizers or of another one than `tokenizer`, a broken shard.
 
-    Attributes: `total` (tokens), `vocabulary`.
+    Attributes: `shards`, `total` (tokens), `vocabulary`.
     """
 
     def __init__(self, shards: Sequence[Path], sequence: int, tokenizer: str | None, name: str) -> None:
         if sequence < 1:
             raise ValueError(f"sequence={sequence}: a sample has at least one token")
-        self._shards = [Shard(Path(prefix)) for prefix in shards]
-        self._ends = np.cumsum([shard.size for shard in self._shards], dtype=np.int64)
+        self.shards = [Shard(Path(prefix)) for prefix in shards]
+        self._ends = np.cumsum([shard.size for shard in self.shards], dtype=np.int64)
         self.total = int(self._ends[-1]) if shards else 0
         if not self.total:
             raise ValueError(f"source {name} has no tokens: tokenize it, or leave it out")
@@ -123,8 +124,8 @@ class TokenStream:
                 f"source {name} has {self.total} tokens, fewer than one sample of sequence={sequence} and its label:"
                 " shorten the sequence, add text, or leave it out"
             )
-        self.vocabulary = self._shards[0].vocabulary
-        for shard in self._shards:
+        self.vocabulary = self.shards[0].vocabulary
+        for shard in self.shards:
             if shard.vocabulary != self.vocabulary or shard.vocabulary.tokenizer != (tokenizer or self.vocabulary.tokenizer):
                 raise ValueError(
                     f"{shard.prefix}: made with tokenizer {_short(shard.vocabulary.tokenizer)}, not with"
@@ -137,13 +138,13 @@ class TokenStream:
         shards = np.searchsorted(self._ends, starts, side="right")
         offsets = starts - self._ends[shards]  # from the shard's end, below 0
         for place, number, offset in zip(places.tolist(), shards.tolist(), offsets.tolist(), strict=True):
-            row, tokens = rows[place], self._shards[number].tokens
+            row, tokens = rows[place], self.shards[number].tokens
             piece = tokens[len(tokens) + offset : len(tokens) + offset + len(row)]
             row[: len(piece)] = piece
             filled = len(piece)
             while filled < len(row):
-                number = (number + 1) % len(self._shards)
-                piece = self._shards[number].tokens[: len(row) - filled]
+                number = (number + 1) % len(self.shards)
+                piece = self.shards[number].tokens[: len(row) - filled]
                 row[filled : filled + len(piece)] = piece
                 filled += len(piece)
 
@@ -151,13 +152,11 @@ class TokenStream:
 def plan(tokens: Mapping[str, int], shares: Mapping[str, float], epochs: Mapping[str, float], sequence: int) -> Mixture:
     """The mixture of sources with so many `tokens` each: what `Loader` follows, computed without a shard. `shares` and
     `epochs` as of `Loader`, ValueError as of `Mixture`, and for a share of a source that is not in `tokens`."""
-    for source, share in sorted(shares.items()):
-        if share > 0 and not tokens.get(source):
-            known = ", ".join(sorted(tokens)) or "none"
-            raise ValueError(
-                f"mixture.shares.{source}={share}: there are no tokens of this source (but of {known});"
-                f" tokenize.sources names its files, mixture.shares.{source}=0 leaves it out"
-            )
+    if missing := sorted(source for source, share in shares.items() if share > 0 and not tokens.get(source)):
+        raise ValueError(
+            f"mixture.shares: there are no tokens of {', '.join(missing)} (but of {', '.join(sorted(tokens)) or 'nothing'});"
+            f" tokenize.sources names a source's files, mixture.shares.{missing[0]}=0 leaves it out"
+        )
     limits = {source: -(-round(count * epochs[source]) // sequence) for source, count in tokens.items() if source in epochs}
     return Mixture(shares, limits)
 

@@ -5,9 +5,12 @@ so Megatron-LM, NeMo and GPT-NeoX read them too. `{prefix}.json` names the token
 gives every byte.
 """
 
+import ctypes
 import json
+import mmap
 import os
 import struct
+import weakref
 from array import array
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -23,6 +26,10 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document indices
 CODES: dict[np.dtype, int] = {np.dtype("<i4"): 4, np.dtype("<u2"): 8}
 DTYPES = {code: dtype for dtype, code in CODES.items()}
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 class ShardFiles(NamedTuple):
@@ -165,7 +172,20 @@ def _read_index(file: RawIOBase, path: Path) -> tuple[int, np.dtype, int]:
 
 
 def _map(path: Path, dtype: np.dtype, offset: int, count: int) -> np.ndarray:
-    """`count` items of the file from byte `offset`, read-only; of an empty range, which can't be mapped, an empty array."""
+    """`count` items of the file from byte `offset`, read-only; of an empty range, which can't be mapped, an empty array.
+
+    Python's own mmap holds a file open for each map, and a corpus has more shards than a process may open files.
+    """
     if not count:
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, "r", offset, (count,)).view(np.ndarray)
+    size = offset + count * dtype.itemsize
+    with open(path, "rb") as file:
+        address = LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if address == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, f"can't be mapped: {os.strerror(code)}", str(path))
+    pages = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(pages, LIBC.munmap, address, size)
+    items = np.frombuffer(pages, dtype, count, offset)
+    items.flags.writeable = False
+    return items

@@ -254,7 +254,7 @@ def test_a_source_in_a_mixture_has_the_samples_that_it_has_alone(write: Write) -
 
 
 def loader_shards(loader: Loader, source: str) -> list[Path]:
-    return [shard.prefix for shard in loader.streams[source]._shards]
+    return [shard.prefix for shard in loader.streams[source].shards]
 
 
 def test_sources_end_after_their_epochs_and_the_others_go_on(write: Write) -> None:
@@ -365,7 +365,10 @@ def test_errors_are_one_clear_line(write: Write, tmp_path: Path) -> None:
             "other: made with tokenizer bbbbbbbbbbbb, not with aaaaaaaaaaaa",
         ),
         (lambda: Loader({"a": [good]}, {"a": 1, "b": 1}, {}, 1, 0), "source b has no tokens"),
-        (lambda: plan({"a": 9}, {"a": 1, "c4": 0.5}, {}, 1), "mixture.shares.c4=0.5: there are no tokens of this source"),
+        (
+            lambda: plan({"a": 9}, {"a": 1, "c4": 0.5, "d": 1}, {}, 1),
+            r"mixture.shares: there are no tokens of c4, d \(but of a\)",
+        ),
     ]
     for call, message in cases:
         with pytest.raises(ValueError, match=message) as error:
