@@ -5,6 +5,7 @@ process, in tokens a second from a warm page cache; seconds to start and to read
 `python benchmarks/loader.py`
 """
 
+import itertools
 import os
 import platform
 import resource
@@ -13,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from pipeline.tokens.shards import HEADER, MAGIC, Shard, ShardFiles, Vocabulary,
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of kernels for GPUs
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from megatron.core.datasets.utils import Split
 
 SEQUENCE, EOS = 2048, 2
 SHARDS, DOCUMENTS, LENGTH = 8, 32_000, 500  # 128 million tokens
@@ -37,36 +40,39 @@ class ObviousDataset(Dataset):
 
     def __init__(self, shards: list[Path]) -> None:
         opened = [Shard(path) for path in shards]
-        self.documents: list[tuple[Any, int]] = [(shard, n) for shard in opened for n in range(len(shard))]
+        self.documents = [(shard, n) for shard in opened for n in range(len(shard))]
         self.ends = np.cumsum(np.concatenate([shard.lengths for shard in opened]))
         self.order = np.random.default_rng(1).permutation((int(self.ends[-1]) - 1) // SEQUENCE)
 
     def __len__(self) -> int:
         return len(self.order)
 
-    def read(self, shard: Any, number: int) -> np.ndarray:
-        """The ids of a document."""
-        return shard.document(number)
-
     def __getitem__(self, i: int) -> torch.Tensor:
         start = int(self.order[i]) * SEQUENCE
         first = int(np.searchsorted(self.ends, start, side="right"))
         last = int(np.searchsorted(self.ends, start + SEQUENCE, side="right"))
-        ids = np.concatenate([self.read(*self.documents[n]) for n in range(first, last + 1)])
+        ids = np.concatenate([shard.document(number) for shard, number in self.documents[first : last + 1]])
         begin = start - (int(self.ends[first - 1]) if first else 0)
         return torch.from_numpy(ids[begin : begin + SEQUENCE + 1].astype(np.int64))
 
 
-class MegatronDataset(ObviousDataset):
-    """The same samples through megatron-core's reader, as its GPTDataset puts them together."""
-
-    def __init__(self, shards: list[Path]) -> None:
-        super().__init__(shards)
-        readers = [IndexedDataset(str(path)) for path in shards]
-        self.documents = [(reader, n) for reader in readers for n in range(len(reader))]
-
-    def read(self, shard: Any, number: int) -> np.ndarray:
-        return shard.get(number)
+def megatron_dataset(prefix: Path, boundaries: bool) -> GPTDataset:
+    """Megatron-core's GPTDataset over one shard, which makes a loss mask and positions beside tokens and labels."""
+    ids = SimpleNamespace(eod=EOS, pad=-1, eos=EOS, bos=1, vocab_size=32000, unique_identifiers={"class": "ids"})
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=SEQUENCE,
+        split="1",
+        tokenizer=ids,
+        reset_position_ids=boundaries,
+        reset_attention_mask=False,
+        eod_mask_loss=boundaries,
+        create_attention_mask=False,
+        path_to_cache=str(prefix.parent / "cache"),
+    )
+    documents = IndexedDataset(str(prefix))
+    numbers = np.arange(len(documents), dtype=np.int32)
+    return GPTDataset(documents, str(prefix), numbers, len(numbers) * LENGTH // SEQUENCE, Split.train, config)
 
 
 def rate(batch: Callable[[int], object], samples: int) -> float:
@@ -90,29 +96,32 @@ def speed(folder: Path) -> None:
         Vocabulary("a" * 64, 32000, EOS).write(files.meta)
     loader = Loader({"crawl": shards}, {"crawl": 1}, {}, SEQUENCE, 1)
     mixture = Loader(dict.fromkeys(LLAMA, shards), LLAMA, {}, SEQUENCE, 1)
-    obvious, megatron = ObviousDataset(shards), MegatronDataset(shards)
-    for n in (0, 1, 7777):
-        assert torch.equal(obvious[n], megatron[n])
+    peers = {
+        "obvious torch Dataset": ObviousDataset(shards),
+        "megatron-core GPTDataset": megatron_dataset(shards[0], boundaries=False),
+        "megatron-core, with boundaries": megatron_dataset(shards[0], boundaries=True),
+    }
     for shard in loader.streams["crawl"].shards:  # warm
         assert shard.tokens.max() < 32000
     print(f"million tokens a second at sequence {SEQUENCE}, of one core")
-    print(f"{'':34}" + "".join(f"{f'{samples} samples':>14}" for samples in BATCHES))
+    print(f"{'':40}" + "".join(f"{f'{samples} samples':>14}" for samples in BATCHES))
     table: dict[str, list[float]] = {}
     for samples in BATCHES:
-        workers = {kind: iter(DataLoader(dataset, batch_size=samples)) for kind, dataset in (("o", obvious), ("m", megatron))}
         rows: dict[str, Callable[[int], object]] = {
             "loader, one source": lambda n, s=samples: loader.batch(n * s, s),
             "loader, LLaMA's seven": lambda n, s=samples: mixture.batch(n * s, s),
-            "… with boundaries of documents": lambda n, s=samples: document_boundaries(mixture.batch(n * s, s), EOS),
-            "obvious torch Dataset": lambda n, it=workers["o"]: next(it),
-            "megatron-core IndexedDataset": lambda n, it=workers["m"]: next(it),
+            "loader, seven, with boundaries": lambda n, s=samples: document_boundaries(mixture.batch(n * s, s), EOS),
         }
+        for name, peer in peers.items():
+            batches = itertools.chain.from_iterable(itertools.repeat(DataLoader(peer, batch_size=samples)))
+            rows[name] = lambda n, batches=batches: next(batches)
         for name, batch in rows.items():
             table.setdefault(name, []).append(rate(batch, samples))
     for name, rates in table.items():
-        print(f"{name:34}" + "".join(f"{r:14.1f}" for r in rates))
-    ratios = [a / b for a, b in zip(table["loader, LLaMA's seven"], table["megatron-core IndexedDataset"], strict=True)]
-    print(f"{'ratio to megatron-core':34}" + "".join(f"{r:14.1f}" for r in ratios))
+        print(f"{name:40}" + "".join(f"{r:14.1f}" for r in rates))
+    for ours, theirs in (("loader, LLaMA's seven", "megatron-core GPTDataset"), [name for name in table if "with" in name]):
+        ratios = [a / b for a, b in zip(table[ours], table[theirs], strict=True)]
+        print(f"{f'ratio to {theirs}':40}" + "".join(f"{r:14.1f}" for r in ratios))
 
 
 def start_and_seek(folder: Path, count: int, tokens: int) -> None:
@@ -157,11 +166,11 @@ def main() -> None:
     """Prints both tables."""
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    with tempfile.TemporaryDirectory() as folder:
-        speed(Path(folder))
-    for count, tokens in ((40, 250_000), (400, 250_000_000), (4000, 250_000_000), (16_000, 62_500_000)):
+    for count, tokens in ((4000, 250_000_000), (16_000, 62_500_000), (400, 250_000_000), (40, 250_000)):
         with tempfile.TemporaryDirectory() as folder:
             start_and_seek(Path(folder), count, tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        speed(Path(folder))
 
 
 if __name__ == "__main__":
