@@ -190,7 +190,7 @@ class TokenizeConfig:
 
     buckets: list[str] = key(["head", "middle", "all"], "perplexity buckets to train on (all: languages without a model)")
     sources: dict[str, list[str]] = key(
-        {}, "{source: paths, globs or URLs of Parquet files with a column raw_content or text}, beside the source crawl"
+        {}, "{source: paths, globs or URLs of Parquet or JSON lines with raw_content or text}, beside the source crawl"
     )
     shard_bytes: int = key(1 << 30, "text per token shard, about; larger files are cut between row groups")
     validation: float = key(0.01, "share of the documents of each source that are kept for validation, chosen by their digest")

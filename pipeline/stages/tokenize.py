@@ -57,7 +57,7 @@ def _summed(counts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def source_files(stage: Stage) -> Iterator[tuple[str, str, str, str]]:
     """(source, name within it, path, fingerprint) of every file: the corpus, then those of `tokenize.sources`."""
     for part in chosen_parts(stage):
-        name = Path(part["path"]).with_suffix("").relative_to("corpus").as_posix().replace("/", "-")
+        name = part["path"].removeprefix("corpus/").partition(".")[0].replace("/", "-")
         yield CRAWL, name, str(stage.out / part["path"]), part["digest"]
     for source, patterns in stage.config.tokenize.sources.items():
         for number, path in enumerate(expand_files(patterns)):

@@ -1,12 +1,11 @@
 """Token shards from and to Hugging Face `datasets`, through Parquet files that both read: a row a document, its ids in the
 list column `input_ids`.
 
-`python -m pipeline.tokens.convert_datasets export FILE.parquet SHARD …` writes the documents of shards (prefixes) to a file
-for `datasets.load_dataset("parquet", data_files=…)`; `… import TOKENIZER.model SHARD FILE.parquet …` makes a shard of files
-that `Dataset.to_parquet` wrote. Texts take no conversion: `tokenize.sources` names their Parquet files.
+`datasets.load_dataset("parquet", data_files=…)` reads what `export_shards` writes, `import_shard` what `Dataset.to_parquet`
+writes; `pipeline.commands.convert_tokens` is their command line. Texts take no conversion:
+`tokenize.sources` names their files.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -55,7 +54,6 @@ def import_shard(files: Sequence[Path], model: Path, prefix: Path) -> dict[str, 
     processor = tokenizer.load(model)
     vocabulary = Vocabulary(tokenizer.digest(model), processor.get_piece_size(), processor.eos_id())
     targets = ShardFiles.of(prefix)
-    targets.bin.parent.mkdir(parents=True, exist_ok=True)
     counts = write_shard(_rows(files, vocabulary), targets.bin, targets.idx, dtype_for(vocabulary.pieces))
     vocabulary.write(targets.meta)
     return counts
@@ -83,25 +81,3 @@ def _documents(column: pa.Array, path: Path, vocabulary: Vocabulary) -> Iterator
     for document in np.split(ids, np.cumsum(lengths)[:-1]):
         ended = len(document) and document[-1] == vocabulary.eos
         yield document if ended else np.append(document, np.array(vocabulary.eos, ids.dtype))
-
-
-def main(arguments: list[str]) -> int:
-    """The command line; returns the exit code."""
-    try:
-        match arguments:
-            case ["export", file, *shards] if shards:
-                print(f"{file}: {export_shards([Path(shard) for shard in shards], Path(file)):,} documents")
-            case ["import", model, shard, *files] if files:
-                counts = import_shard([Path(file) for file in files], Path(model), Path(shard))
-                print(f"{shard}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
-            case _:
-                print("usage: export FILE.parquet SHARD … | import TOKENIZER.model SHARD FILE.parquet …", file=sys.stderr)
-                return 2
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

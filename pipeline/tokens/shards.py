@@ -186,6 +186,6 @@ def _map(path: Path, dtype: np.dtype, offset: int, count: int) -> np.ndarray:
         raise OSError(code, f"can't be mapped: {os.strerror(code)}", str(path))
     pages = (ctypes.c_ubyte * size).from_address(address)
     weakref.finalize(pages, LIBC.munmap, address, size)
-    items = np.frombuffer(pages, dtype, count, offset)
+    items = np.frombuffer(memoryview(pages), dtype, count, offset)
     items.flags.writeable = False
     return items

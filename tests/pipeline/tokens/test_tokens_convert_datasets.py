@@ -1,7 +1,5 @@
 """Token shards to Hugging Face datasets and back: the same ids, the same bytes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -10,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.__main__ import main
 from pipeline.tokens import convert_datasets, tokenizer
 from pipeline.tokens.convert_datasets import export_shards, import_shard
 from pipeline.tokens.shards import Shard, ShardFiles, Vocabulary, dtype_for, write_shard
@@ -55,12 +54,12 @@ def test_there_and_back_through_datasets(tmp_path: Path, model: Path, row_group:
     rows.to_parquet(tmp_path / "back.parquet")
     write(tmp_path / "whole", texts, model)
     for file in ("out.parquet", "back.parquet"):
-        assert import_shard([tmp_path / file], model, tmp_path / "new" / "part") == {
+        assert import_shard([tmp_path / file], model, tmp_path / "new") == {
             "documents": len(texts),
             "tokens": sum(map(len, texts)) + len(texts),
         }
         for suffix in (".bin", ".idx", ".json"):
-            assert (tmp_path / f"whole{suffix}").read_bytes() == (tmp_path / "new" / f"part{suffix}").read_bytes()
+            assert (tmp_path / f"whole{suffix}").read_bytes() == (tmp_path / f"new{suffix}").read_bytes()
 
 
 def test_a_data_set_that_was_made_elsewhere(tmp_path: Path, model: Path) -> None:
@@ -93,18 +92,30 @@ def test_errors_are_one_clear_line(tmp_path: Path, model: Path) -> None:
         export_shards([tmp_path / "nowhere"], tmp_path / "out.parquet")
 
 
-def test_command_line(tmp_path: Path, model: Path) -> None:
-    write(tmp_path / "a", [[5, 6], [7]], model)
-    command = [sys.executable, "-m", "pipeline.tokens.convert_datasets"]
+def test_command_line(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, texts in (("a-0", [[5, 6], [7]]), ("a-1", [[8]]), ("whole", [[5, 6], [7], [8]])):
+        write(tmp_path / name, texts, model)
 
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=120)
-        return done.returncode, done.stdout, done.stderr
+    def command(*settings: str) -> str:
+        """What the command prints, or the line of its error."""
+        code = main(["convert_tokens", *settings])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, "") or (code == 1 and out == "" and err.startswith("error: ") and err.count("\n") == 1)
+        return out or err
 
-    assert run("export", tmp_path / "a.parquet", tmp_path / "a") == (0, f"{tmp_path}/a.parquet: 2 documents\n", "")
-    done = run("import", model, tmp_path / "b", tmp_path / "a.parquet")
-    assert done == (0, f"{tmp_path}/b: 2 documents, 5 tokens\n", "")
-    assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes()
-    assert run("export", tmp_path / "a.parquet")[0] == 2
-    code, _, error = run("export", tmp_path / "a.parquet", tmp_path / "nowhere")
-    assert code == 1 and error == f"error: {tmp_path}/nowhere.bin: no such file\n"
+    parquet, shard = tmp_path / "out" / "a.parquet", tmp_path / "in" / "b.bin"
+    assert command(f"source={tmp_path}/a-*.bin", f"target={parquet}") == f"{parquet}: 3 documents\n"
+    back = [f"source={parquet}", f"target={shard}"]
+    assert "tokenizer is not given" in command(*back)
+    assert command(*back, f"tokenizer={model}") == f"{shard}: 3 documents\n"
+    for suffix in (".bin", ".idx", ".json"):
+        assert (tmp_path / f"whole{suffix}").read_bytes() == shard.with_suffix(suffix).read_bytes()
+    assert sorted(path.name for path in shard.parent.iterdir()) == ["b.bin", "b.idx", "b.json"]
+    assert "already there" in command(*back, f"tokenizer={model}")
+    assert "nowhere.bin: no such file" in command(f"source={tmp_path}/nowhere.bin", f"target={tmp_path}/c.parquet")
+    assert "files that end in .bin" in command(f"source={parquet}", f"target={tmp_path}/c.parquet")
+    assert "ends in .parquet or .bin" in command(f"source={parquet}", f"target={tmp_path}/c")
+    assert "target is not given" in command(f"source={parquet}")
+    (tmp_path / "whole.idx").unlink()
+    assert "whole.idx: no such file" in command(f"source={tmp_path}/whole.bin", f"target={tmp_path}/c.parquet")
+    assert not list(tmp_path.glob("*c.parquet*"))

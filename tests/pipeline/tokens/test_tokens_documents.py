@@ -1,6 +1,8 @@
 """Documents of Parquet files: every one once, whatever the columns and the slices."""
 
+import gzip
 import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +47,20 @@ def test_the_columns_that_count(tmp_path: Path) -> None:
     for number, (columns, expected) in enumerate(cases):
         pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
         assert read(tmp_path / f"{number}.parquet") == expected
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    rows = [{"raw_content": "a", "digest": "sha1:A"}, {"text": "ü\n日本"}, {"text": None}, {"text": "", "digest": None}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(lines) * 2000)
+    expected = [("sha1:A", "a"), (sha256("ü\n日本"), "ü\n日本"), (sha256(""), "")]
+    assert read(tmp_path / "a.jsonl") == expected
+    assert read(tmp_path / "a.json.gz") == expected * 2000
+    for bad in (b"no JSON", b"[1]", b'{"title": "x"}', b'{"text": 5}', b'"text"', b'{"text": "\\ud800"}', b"\xff"):
+        (tmp_path / "bad.jsonl").write_bytes(lines + bad)
+        with pytest.raises(ValueError, match=r"bad.jsonl: line 5 is no JSON object with a string raw_content or text"):
+            read(tmp_path / "bad.jsonl")
 
 
 def test_a_url(tmp_path: Path) -> None:
