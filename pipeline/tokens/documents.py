@@ -23,8 +23,8 @@ JSON_LINES = (".json.gz", ".jsonl.gz", ".jsonl")
 
 
 class Slice(NamedTuple):
-    """Row groups `first` … `last` - 1 of a Parquet file with `bytes` of text, or a whole file of JSON lines of `bytes`; `path` may
-    be a URL."""
+    """Row groups `first` … `last` - 1 of a Parquet file with `bytes` of text, or a whole file of JSON lines of `bytes`, at a
+    path or URL."""
 
     path: str
     first: int

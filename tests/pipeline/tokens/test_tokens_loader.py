@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import itertools
+import math
 import threading
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -228,18 +230,68 @@ def mixed(write: Write, shares: Mapping[str, float] = SHARES, seed: int = 3, pie
 def test_stream_is_the_same_for_every_world_and_after_a_resume(write: Write, pieces: int) -> None:
     whole = stream_hash(mixed(write, pieces=pieces).batch(0, 480))
     for world in (1, 2, 3, 4, 8):
-        parts = []
-        for first in range(0, 480, 24):
-            share = 24 // world
-            fresh = mixed(write, pieces=pieces)  # as after a resume, at each step
-            parts += [fresh.batch(first + rank * share, share) for rank in range(world)]
+        ranks = [mixed(write, pieces=pieces) for _ in range(world)]
+        share = 24 // world
+        parts = [loader.batch(first + rank * share, share) for first in range(0, 480, 24) for rank, loader in enumerate(ranks)]
         assert stream_hash(np.concatenate(parts)) == whole
-    changing, first, parts = (1, 8, 3, 2, 4), 0, []
-    for world in changing:
+    first, parts = 0, []
+    for world in (1, 8, 3, 2, 4):  # a restart with another one after every four steps
+        ranks = [mixed(write, pieces=pieces) for _ in range(world)]
         for _ in range(4):
-            parts += [mixed(write, pieces=pieces).batch(first + rank * (24 // world), 24 // world) for rank in range(world)]
+            parts += [loader.batch(first + rank * (24 // world), 24 // world) for rank, loader in enumerate(ranks)]
             first += 24
     assert stream_hash(np.concatenate(parts)) == whole
+
+
+def test_order_is_that_of_the_formats(write: Write) -> None:
+    """Against the description in docs/data-formats.md, in plain Python with fractions and without limits to integers."""
+    loader, sequence, seed = mixed(write), 11, 3
+    tokens = {source: np.concatenate([shard.tokens for shard in loader.streams[source].shards]) for source in SIZES}
+    left = {source: -(-round(EPOCHS[source] * len(tokens[source])) // sequence) for source in EPOCHS}
+    there, counts, of_run, i = sorted(SHARES), dict.fromkeys(SIZES, 0), dict.fromkeys(SIZES, 0), 0
+    for row in loader.batch(0, 600).tolist():
+        total = sum(SHARES[source] for source in there)
+        exact = {source: SHARES[source] / total * 65536 for source in there}
+        share = {source: Fraction(int(exact[source]), 65536) for source in there}
+        lost = sorted(there, key=lambda source: int(exact[source]) - exact[source])
+        for source in lost[: int((1 - sum(share.values())) * 65536)]:
+            share[source] += Fraction(1, 65536)
+        i += 1
+        least = Fraction(1, 2 * len(there) - 2) if len(there) > 1 else Fraction(1)
+        behind = {source: share[source] * i - counts[source] for source in there}
+        source = min((s for s in there if behind[s] >= least), key=lambda s: (1 - least - behind[s]) / share[s])
+        j, size = of_run[source], len(tokens[source])
+        epoch = j * sequence // size
+        first, next_first = -(-epoch * size // sequence), -(-(epoch + 1) * size // sequence)
+        key = int.from_bytes(hashlib.sha256(f"{seed} {source}".encode()).digest()[:8], "little")
+        start = (first + feistel(j - first, next_first - first, key, epoch)) * sequence - epoch * size
+        assert row == [int(tokens[source][(start + k) % size]) for k in range(sequence + 1)]
+        counts[source] += 1
+        of_run[source] += 1
+        if of_run[source] == left.get(source):
+            there.remove(source)
+            counts, i = dict.fromkeys(SIZES, 0), 0
+
+
+def feistel(position: int, n: int, seed: int, epoch: int) -> int:
+    side = math.isqrt(n - 1) + 1
+    keys = [mix(mix(mix(seed) + epoch) + number) for number in range(6)]
+    x = position
+    while True:
+        left, right = divmod(x, side)
+        for key in keys:
+            left, right = right, (left + mix(right + key) % side) % side
+        x = left * side + right
+        if x < n:
+            return x
+
+
+def mix(x: int) -> int:
+    """SplitMix64's output function."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
 
 
 def test_a_source_in_a_mixture_has_the_samples_that_it_has_alone(write: Write) -> None:
