@@ -176,35 +176,14 @@ def document_boundaries(rows: np.ndarray, eos: int) -> tuple[np.ndarray, np.ndar
     return documents, labels
 
 
-def permute(position: np.ndarray, n: int | np.ndarray, seed: int, epoch: np.ndarray) -> np.ndarray:
+@numba.njit(cache=True)
+def permute(position: np.ndarray, n: np.ndarray, seed: np.uint64, epoch: np.ndarray) -> np.ndarray:
     """Where a seeded pseudo-random permutation of 0 … n - 1, one for each epoch, takes `position`.
 
-    `position`, `epoch`: int64 [count], 0 <= position < n < 2^62; returns int64 [count]. A Feistel network on pairs modulo
+    `position`, `n`, `epoch`: int64 [count], 0 <= position < n < 2^62; returns int64 [count]. A Feistel network on pairs modulo
     a = ceil(sqrt(n)) permutes 0 … a² - 1; what falls on n or above goes through it again until it does not (cycle walking):
     the generalised Feistel cipher of Black and Rogaway, Ciphers with Arbitrary Finite Domains (2002).
     """
-    return _permute(position, np.broadcast_to(n, position.shape), np.uint64(seed % 2**64), epoch)
-
-
-def _source_seed(seed: int, source: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.sha256(f"{seed} {source}".encode()).digest()[:8], "little"))
-
-
-def _short(digest: str) -> str:
-    return digest[:12]
-
-
-@numba.njit(cache=True)
-def _starts(nth: np.ndarray, total: int, sequence: int, seed: np.uint64) -> np.ndarray:
-    """The first token, in a stream of `total`, of a source's samples number `nth` in the order of the run; int64 [count]."""
-    epoch = nth * sequence // total
-    first = -(-epoch * total // sequence)  # sample that begins in the epoch
-    behind = -(-(epoch + 1) * total // sequence)
-    return (first + _permute(nth - first, behind - first, seed, epoch)) * sequence - epoch * total
-
-
-@numba.njit(cache=True)
-def _permute(position: np.ndarray, n: np.ndarray, seed: np.uint64, epoch: np.ndarray) -> np.ndarray:
     result = np.empty(len(position), np.int64)
     mixed = _mix(seed)
     for i in range(len(position)):
@@ -224,6 +203,23 @@ def _permute(position: np.ndarray, n: np.ndarray, seed: np.uint64, epoch: np.nda
                 break
         result[i] = np.int64(x)
     return result
+
+
+def _source_seed(seed: int, source: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.sha256(f"{seed} {source}".encode()).digest()[:8], "little"))
+
+
+def _short(digest: str) -> str:
+    return digest[:12]
+
+
+@numba.njit(cache=True)
+def _starts(nth: np.ndarray, total: int, sequence: int, seed: np.uint64) -> np.ndarray:
+    """The first token, in a stream of `total`, of a source's samples number `nth` in the order of the run; int64 [count]."""
+    epoch = nth * sequence // total
+    first = -(-epoch * total // sequence)  # sample that begins in the epoch
+    behind = -(-(epoch + 1) * total // sequence)
+    return (first + permute(nth - first, behind - first, seed, epoch)) * sequence - epoch * total
 
 
 @numba.njit(cache=True)
