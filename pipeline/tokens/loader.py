@@ -6,8 +6,8 @@ source's is the tokens from j * sequence on, of which inputs are all but its las
 token of one sample is the first of the next. So every token of an epoch is once an input and once a label. The sample in which
 an epoch ends goes on with the first tokens of the next one. Documents run on across samples, eos between them.
 
-The samples that begin in an epoch are shuffled by a permutation of their own, which is computed, not stored. Which source
-global sample i comes from, and the how manieth of it that is, is arithmetic too (`pipeline.tokens.mixture`). So any sample
+The samples that begin in an epoch are shuffled by a permutation of their own, which is computed, not stored. From which source
+global sample i comes, and which of that source's samples it is, is arithmetic too (`pipeline.tokens.mixture`). So any sample
 can be had at once, whatever came before. Ranks and world size do not occur here: a rank asks for its slice of the indices.
 """
 
@@ -30,10 +30,10 @@ class Loader:
     """The samples of a run, shuffled and mixed.
 
     `sources`: {source: prefixes of its token shards, in a fixed order}. `shares`: {source: share}, relative to their sum, 0
-    leaves a source out. `epochs`: {source: epochs}, whole or not, of which the last token lies in the source's last sample;
-    one that is not named repeats for ever.
-    `sequence`: tokens per sample, without the extra label. `seed`: any integer. `tokenizer`: where given, the digest that
-    the shards must carry. ValueError as of `TokenStream` and `Mixture`, and for a share of a source that is not there.
+    leaves a source out. `epochs`: {source: epochs}, whole or not: the source ends with the sample that has the last token of
+    them, and one that is not named repeats for ever. `sequence`: tokens per sample, without the extra label. `seed`: any
+    integer. `tokenizer`: where given, the digest that the shards must carry. ValueError as of `TokenStream` and `Mixture`,
+    and for a share of a source that is not there.
 
     Attributes: `mixture`, `streams` ({source: TokenStream}, those of the mixture), `vocabulary`.
     """
@@ -103,7 +103,7 @@ class Validation:
 
 class TokenStream:
     """The tokens of a source's shards end to end, and from the first again; memory-mapped when they are first read, so neither
-    the start nor the memory depends on how many there are.
+    the start nor the memory depends on how many they are.
 
     `name` is for messages. ValueError, in one line: no shards or no tokens, fewer tokens than a sample has, shards of
     different tokenizers or of another one than `tokenizer`, a broken shard.
