@@ -31,7 +31,7 @@ def run(stage: Stage) -> None:
                 "model": stage.out / tokenizer["model"],
                 "validation": stage.config.tokenize.validation,
             }
-            inputs = {path: tag, "tokenizer": tokenizer["digest"]}
+            inputs = {f"{source}/{name}": tag, "tokenizer": tokenizer["digest"]}
             units[shard] = Unit(shard.replace("/", "."), arguments, inputs, part.bytes)
             shards[source].append(shard)
     records = stage.map("tokenize", tokenize_unit, list(units.values()))

@@ -26,7 +26,7 @@ def write_source(path, documents, seed):
 def prepared(tmp_path_factory):
     """Everything up to the tokenizer, and the files of two sources."""
     folder = tmp_path_factory.mktemp("sources")
-    for stage in ("fetch", "hash", "dedup", "lm", "mine", "tokenizer"):
+    for stage in ("fetch", "hash", "dedup", "lm", "mine", "near", "regroup", "tokenizer"):
         run_good(stage, folder / "out")
     for number in range(3):
         write_source(folder / f"books-{number}.parquet", 120, number)
