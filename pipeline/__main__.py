@@ -93,6 +93,8 @@ def _page(command: str, title: str, keys: Iterable[tuple[str, object, str]]) -> 
 
 
 def _show(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{_show(item)}" for name, item in value.items()) + "}"
     return "null" if value is None else f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 

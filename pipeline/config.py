@@ -5,6 +5,7 @@ In: overrides (`key=value`) and the YAML groups of `conf/`. Out: a `Config`, eve
 and its training, beside the code that uses them: `model.config`, `pipeline.training.settings`).
 """
 
+import copy
 import dataclasses
 import difflib
 import re
@@ -21,13 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ccnet.buckets import BUCKETS
 from model.config import LlamaConfig
-from pipeline.training.settings import TrainConfig, ZeroConfig
+from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
 
 def key(default: Any, help: str) -> Any:
     """A configuration key: its default value and one line of help."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.copy(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -188,11 +189,20 @@ class TokenizeConfig:
     """From the corpus to token shards."""
 
     buckets: list[str] = key(["head", "middle", "all"], "perplexity buckets to train on (all: languages without a model)")
-    validation: float = key(0.01, "share of the documents that are kept for validation, chosen by their digest")
+    sources: dict[str, list[str]] = key(
+        {}, "{source: paths, globs or URLs of Parquet or JSON lines with raw_content or text}, beside the source crawl"
+    )
+    shard_bytes: int = key(1 << 30, "text per token shard, about; larger files are cut between row groups")
+    validation: float = key(0.01, "share of the documents of each source that are kept for validation, chosen by their digest")
 
     def __post_init__(self) -> None:
         bad = sorted(set(self.buckets) - set(BUCKETS))
         require(bool(self.buckets) and not bad, f"tokenize.buckets={self.buckets}: choose from {', '.join(BUCKETS)}")
+        for source, files in self.sources.items():
+            named = re.fullmatch(r"[a-z0-9][a-z0-9_-]*", source) is not None and source != "crawl"
+            require(named, f"tokenize.sources: {source!r}: choose a name of a-z, 0-9, - and _, not crawl, which is the corpus")
+            require(bool(files), f"tokenize.sources.{source}=[]: name the source's files")
+        require(self.shard_bytes >= 1 << 16, f"tokenize.shard_bytes={self.shard_bytes}: choose 65536 or more")
         require(0 < self.validation < 1, f"tokenize.validation={self.validation}: choose a share between 0 and 1")
 
 
@@ -237,6 +247,7 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     model: LlamaConfig = field(default_factory=LlamaConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -257,6 +268,8 @@ def load(overrides: Sequence[str]) -> Config:
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     quoted = [re.sub(r"^zero=(\d)$", r"zero='\1'", override) for override in overrides]  # Hydra takes group names as text only
+    open_keys = "|".join(re.escape(name) for name, value in flatten(Config()).items() if isinstance(value, dict))
+    quoted = [re.sub(rf"^({open_keys})\b", r"++\1", override) for override in quoted]  # whose entries may be new
     try:
         with initialize_config_module("conf", version_base="1.3"):
             config = OmegaConf.to_object(compose("config", quoted))

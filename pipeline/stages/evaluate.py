@@ -41,7 +41,7 @@ def evaluate_unit(outputs: Outputs, weights: Path | None, job: Path, tokenizer: 
     torch.set_num_threads(1)  # the last digits of sums depend on it, and units run side by side
     told = Job.read(job)
     model = load_model(told, weights)
-    shards = [outputs.root / prefix for prefix in told.validation_shards]
+    shards = [outputs.root / prefix for prefixes in told.validation_shards.values() for prefix in prefixes]
     validation = Validation(shards, told.train.sequence, told.tokenizer)
     sums = validation_sums(model, validation, told.train.micro_batch, "cpu")
     processor = load(tokenizer)

@@ -1,51 +1,73 @@
-"""tokenize: the corpus and a tokenizer in, token shards out (`tokens/{train,validation}/part-*.{bin,idx,json}`)."""
+"""tokenize: the corpus, other sources and a tokenizer in, token shards out
+(`tokens/{train,validation}/{source}/*.{bin,idx,json}`)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ccnet.stats import merge
 from pipeline.outputs import Outputs
-from pipeline.stage import Stage, StageError, Unit
+from pipeline.stage import Stage, StageError, Unit, expand_files, fingerprint
 from pipeline.stages.tokenizer import chosen_parts
+from pipeline.tokens.documents import Slice, slices
 from pipeline.tokens.encode import SPLITS, tokenize_part
 from pipeline.tokens.shards import ShardFiles
 
+CRAWL = "crawl"
+
 
 def run(stage: Stage) -> None:
-    """One unit a corpus file."""
+    """One unit a slice of a file. A source has as many shards as slices with tokens, in the order of its files."""
     tokenizer = stage.upstream("tokenizer")["result"]
-    parts = chosen_parts(stage)
-    units = [
-        Unit(
-            name := part["path"].removeprefix("corpus/").partition(".")[0].replace("/", "-"),
-            {
-                "name": name,
-                "part": stage.out / part["path"],
+    shards: dict[str, list[str]] = {}
+    units: dict[str, Unit] = {}
+    for source, name, path, tag in source_files(stage):
+        shards.setdefault(source, [])
+        for number, part in enumerate(slices(path, stage.config.tokenize.shard_bytes)):
+            shard = f"{source}/{name}-{number:04d}"
+            arguments = {
+                "shard": shard,
+                "part": part,
                 "model": stage.out / tokenizer["model"],
                 "validation": stage.config.tokenize.validation,
-            },
-            {part["path"]: part["digest"], "tokenizer": tokenizer["digest"]},
-            (stage.out / part["path"]).stat().st_size,
-        )
-        for part in parts
-    ]
-    records = stage.map("tokenize", tokenize_unit, units)
-    total = merge([record.statistics for record in records])
-    for split in SPLITS:
-        if not total[split]["tokens"]:
-            raise StageError(f"tokenize: no document is in the {split} split; tokenize.validation decides the shares")
-    stage.finish(
-        {
-            split: total[split] | {"shards": [f"tokens/{split}/{r.unit}" for r in records if r.statistics[split]["tokens"]]}
-            for split in SPLITS
-        }
-    )
+            }
+            inputs = {f"{source}/{name}": tag, "tokenizer": tokenizer["digest"]}
+            units[shard] = Unit(shard.replace("/", "."), arguments, inputs, part.bytes)
+            shards[source].append(shard)
+    records = stage.map("tokenize", tokenize_unit, list(units.values()))
+    counts = {shard: record.statistics for shard, record in zip(units, records, strict=True)}
+    sources = {source: _summed({shard: counts[shard] for shard in names}) for source, names in shards.items()}
+    if empty := [source for source, entry in sources.items() if not entry["train"]["tokens"]]:
+        raise StageError(f"tokenize: source {empty[0]} has no document to train on; tokenize.validation decides the shares")
+    total = merge(list(counts.values()))
+    if not total["validation"]["tokens"]:
+        raise StageError("tokenize: no document is in the validation split; tokenize.validation decides the shares")
+    stage.finish({**total, "sources": sources})
 
 
-def tokenize_unit(outputs: Outputs, name: str, part: Path, model: Path, validation: float) -> dict[str, Any]:
+def _summed(counts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{split: its sums over the shards of a source, and the prefixes of those that have tokens}."""
+    total = merge(list(counts.values())) or {split: {"tokens": 0} for split in SPLITS}
+    return {
+        split: total[split] | {"shards": [f"tokens/{split}/{shard}" for shard in counts if counts[shard][split]["tokens"]]}
+        for split in SPLITS
+    }
+
+
+def source_files(stage: Stage) -> Iterator[tuple[str, str, str, str]]:
+    """(source, name within it, path, fingerprint) of every file: the corpus, then those of `tokenize.sources`."""
+    for part in chosen_parts(stage):
+        name = part["path"].removeprefix("corpus/").partition(".")[0].replace("/", "-")
+        yield CRAWL, name, str(stage.out / part["path"]), part["digest"]
+    for source, patterns in stage.config.tokenize.sources.items():
+        for number, path in enumerate(expand_files(patterns)):
+            yield source, f"{number:05d}", path, fingerprint(path)[1]
+
+
+def tokenize_unit(outputs: Outputs, shard: str, part: Slice, model: Path, validation: float) -> dict[str, Any]:
     """Work of a unit: `pipeline.tokens.encode.tokenize_part`."""
     targets = {
-        split: ShardFiles(*(outputs.path(f"tokens/{split}/{name}{suffix}") for suffix in (".bin", ".idx", ".json")))
+        split: ShardFiles(*(outputs.path(f"tokens/{split}/{shard}{suffix}") for suffix in (".bin", ".idx", ".json")))
         for split in SPLITS
     }
     return tokenize_part([part], model, targets, validation=validation)

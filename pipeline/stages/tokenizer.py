@@ -50,7 +50,7 @@ def chosen_parts(stage: Stage) -> list[dict[str, Any]]:
 
 def crawl_strata(stage: Stage, parts: list[dict[str, Any]]) -> list[Stratum]:
     """The corpus files as the source `crawl`, a stratum a language and bucket."""
-    counts = stage.upstream("mine")["result"]["buckets"]
+    counts = stage.upstream("regroup")["result"]["buckets"]
     files: dict[tuple[str, str], list[Path]] = {}
     for part in parts:
         files.setdefault((part["language"], part["bucket"]), []).append(stage.out / part["path"])

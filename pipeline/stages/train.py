@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.outputs import Outputs, write_json
 from pipeline.stage import Stage, Unit
+from pipeline.tokens.loader import plan
 from pipeline.training.job import Job
 from pipeline.training.launch import launch
 from pipeline.training.metrics import read_metrics
@@ -19,13 +20,16 @@ def run(stage: Stage) -> None:
     config = stage.config
     tokenizer = stage.upstream("tokenizer")["result"]
     tokens = stage.upstream("tokenize")
+    sources = tokens["result"]["sources"]
     check(config, tokenizer["pieces"])
+    mixture = mixed(config, {source: splits["train"]["tokens"] for source, splits in sources.items()})
     job = Job(
         config.model,
         config.train,
         config.zero,
-        tokens["result"]["train"]["shards"],
-        tokens["result"]["validation"]["shards"],
+        config.mixture,
+        {source: splits["train"]["shards"] for source, splits in sources.items()},
+        {source: splits["validation"]["shards"] for source, splits in sources.items()},
         tokenizer["digest"],
         tokens["digest"],
     )
@@ -34,7 +38,7 @@ def run(stage: Stage) -> None:
         raise ValueError(f"train: {told.parent} was trained on other tokens; overwrite=true starts from the first weights")
     inputs = {"tokenizer": job.tokenizer, "tokens": job.tokens}
     [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)], here=True)  # the run saves when told to stop
-    stage.finish(record.statistics)
+    stage.finish({**record.statistics, "mixture": mixture})
 
 
 def check(config: Config, pieces: int) -> None:
@@ -47,6 +51,33 @@ def check(config: Config, pieces: int) -> None:
         raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {pieces} pieces")
     if model.max_sequence < train.sequence:
         raise ValueError(f"train.sequence={train.sequence}: the model takes at most model.max_sequence={model.max_sequence}")
+
+
+def mixed(config: Config, tokens: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """What the run takes of each source, planned and actual, of sources with so many `tokens`: {source: {share, samples,
+    actual_share, tokens, epochs, ends}}; `ends` is the sample from which on it is no longer there, or None.
+
+    ValueError where the sources of the mixture end before the run does.
+    """
+    train, samples = config.train, config.train.steps * config.train.batch
+    mixture = plan(tokens, config.mixture.shares, config.mixture.epochs, train.sequence)
+    if mixture.samples < samples:
+        ends = ", ".join(f"{source} of {tokens[source]:,} tokens at sample {end:,}" for source, end in mixture.ends.items())
+        raise ValueError(
+            f"train.steps={train.steps}: the run takes {samples:,} samples, the mixture has {mixture.samples:,} ({ends});"
+            " raise mixture.epochs of a source, or train less"
+        )
+    return {
+        source: {
+            "share": mixture.shares[source],
+            "samples": count,
+            "actual_share": count / samples,
+            "tokens": count * train.sequence,
+            "epochs": count * train.sequence / tokens[source],
+            "ends": end if (end := mixture.ends.get(source)) is not None and end < samples else None,
+        }
+        for source, count in mixture.counts(samples).items()
+    }
 
 
 def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:

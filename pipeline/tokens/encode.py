@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ccnet.corpus import read_corpus
 from pipeline.tokens import tokenizer
 from pipeline.tokens.bpe import REMEMBERED, Bpe
+from pipeline.tokens.documents import Slice, read_documents
 from pipeline.tokens.shards import ShardFiles, Vocabulary, dtype_for, write_shard
 
 SPLITS = ("train", "validation")
@@ -82,8 +82,8 @@ def is_validation(digest: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(f"validation {digest}".encode()).digest()[:8]) < share * 2.0**64
 
 
-def tokenize_part(parts: Sequence[Path], model: Path, targets: dict[str, ShardFiles], *, validation: float) -> dict[str, Any]:
-    """Writes the documents of corpus files, in their order, to a shard for each split (`SPLITS`).
+def tokenize_part(parts: Sequence[Slice], model: Path, targets: dict[str, ShardFiles], *, validation: float) -> dict[str, Any]:
+    """Writes the documents of slices of files, in their order, to a shard for each split (`SPLITS`).
 
     Returns for each split {documents, tokens, bytes, chars}. A split without documents has an empty shard.
     """
@@ -98,8 +98,8 @@ def tokenize_part(parts: Sequence[Path], model: Path, targets: dict[str, ShardFi
     return counts
 
 
-def _documents(parts: Sequence[Path], encoder: Encoder, split: str, share: float, seen: Counter[str]) -> Iterator[np.ndarray]:
-    for batch in read_corpus(parts, ["digest", "raw_content"]):
+def _documents(parts: Sequence[Slice], encoder: Encoder, split: str, share: float, seen: Counter[str]) -> Iterator[np.ndarray]:
+    for batch in chain.from_iterable(map(read_documents, parts)):
         chosen = [(split == "validation") == is_validation(digest, share) for digest in batch.column(0).to_pylist()]
         texts = batch.column(1).filter(pa.array(chosen, pa.bool_()))
         seen["bytes"] += pc.sum(pc.binary_length(texts)).as_py() or 0

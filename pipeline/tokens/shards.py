@@ -5,11 +5,17 @@ so Megatron-LM, NeMo and GPT-NeoX read them too. `{prefix}.json` names the token
 gives every byte.
 """
 
+import ctypes
 import json
+import mmap
+import os
 import struct
+import weakref
 from array import array
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from io import RawIOBase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +26,10 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, document indices
 CODES: dict[np.dtype, int] = {np.dtype("<i4"): 4, np.dtype("<u2"): 8}
 DTYPES = {code: dtype for dtype, code in CODES.items()}
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 class ShardFiles(NamedTuple):
@@ -94,56 +104,88 @@ def write_shard(documents: Iterable[np.ndarray], bin: Path, idx: Path, dtype: np
 
 
 class Shard:
-    """A shard, memory-mapped. Opening costs the same for any size: the sizes of the files are checked, not their contents.
+    """A shard, memory-mapped. Opening costs the same for any size: the ends of the files are checked, not what is between
+    them, and they are mapped when they are first read.
 
-    Attributes: `tokens` uint16 or int32 [tokens], all documents end to end; `lengths` int32 [documents], in tokens;
-    `pointers` int64 [documents], in bytes; `vocabulary`. ValueError, in one line, if a file is missing, is truncated or does
-    not belong to the others.
+    Attributes: `size` (tokens), `dtype` (uint16 or int32), `vocabulary`; `tokens` of this dtype [tokens], all documents end to
+    end; `lengths` int32 [documents], in tokens; `pointers` int64 [documents], in bytes. ValueError, in one line, if a file is
+    missing, is truncated or does not belong to the others.
     """
 
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
-        files = ShardFiles.of(prefix)
-        for path in (files.bin, files.idx):
-            if not path.is_file():
-                raise ValueError(f"{path}: no such file")
-        with open(files.idx, "rb") as index:
-            head = index.read(HEADER.size)
-        if len(head) < HEADER.size:
-            raise ValueError(f"{files.idx}: truncated: {len(head)} bytes, the header alone has {HEADER.size}")
-        magic, version, code, sequences, indices = HEADER.unpack(head)
-        if magic != MAGIC or version != VERSION:
-            raise ValueError(f"{files.idx}: not an index of Megatron's format, version {VERSION}")
-        if code not in DTYPES:
-            raise ValueError(f"{files.idx}: dtype code {code}; token ids are int32 (4) or uint16 (8)")
-        dtype = DTYPES[code]
-        size, expected = files.idx.stat().st_size, HEADER.size + 12 * sequences + 8 * indices
-        if size != expected:
-            raise ValueError(f"{files.idx}: {size} bytes, but its header speaks of {sequences} documents: {expected} bytes")
-        self.lengths = _map(files.idx, np.dtype("<i4"), HEADER.size, sequences)
-        self.pointers = _map(files.idx, np.dtype("<i8"), HEADER.size + 4 * sequences, sequences)
-        size = files.bin.stat().st_size
-        expected = int(self.pointers[-1]) + int(self.lengths[-1]) * dtype.itemsize if sequences else 0
-        if size != expected:
-            state = "truncated" if size < expected else "does not match its index"
-            raise ValueError(f"{files.bin}: {state}: {size} bytes, the index speaks of {expected}")
-        self.tokens = _map(files.bin, dtype, 0, size // dtype.itemsize)
-        self.vocabulary = Vocabulary.read(files.meta)
-        if self.vocabulary.pieces - 1 > np.iinfo(dtype).max:
-            raise ValueError(f"{files.meta}: {self.vocabulary.pieces} pieces do not fit the shard's dtype {dtype}")
+        bin, idx, meta = self._files = ShardFiles.of(prefix)
+        try:
+            size = bin.stat().st_size
+            with open(idx, "rb", buffering=0) as index:
+                self._documents, self.dtype, end = _read_index(index, idx)
+        except FileNotFoundError as error:
+            raise ValueError(f"{error.filename}: no such file") from None
+        if size != end:
+            state = "truncated" if size < end else "does not match its index"
+            raise ValueError(f"{bin}: {state}: {size} bytes, the index speaks of {end}")
+        self.size = size // self.dtype.itemsize
+        self.vocabulary = Vocabulary.read(meta)
+        if self.vocabulary.pieces - 1 > np.iinfo(self.dtype).max:
+            raise ValueError(f"{meta}: {self.vocabulary.pieces} pieces do not fit the shard's dtype {self.dtype}")
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        return _map(self._files.bin, self.dtype, 0, self.size)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return _map(self._files.idx, np.dtype("<i4"), HEADER.size, self._documents)
+
+    @cached_property
+    def pointers(self) -> np.ndarray:
+        return _map(self._files.idx, np.dtype("<i8"), HEADER.size + 4 * self._documents, self._documents)
 
     def __len__(self) -> int:
         """The number of documents."""
-        return len(self.lengths)
+        return self._documents
 
     def document(self, number: int) -> np.ndarray:
         """The ids of one document, eos included: a view into the file, dtype of the shard."""
-        start = int(self.pointers[number]) // self.tokens.itemsize
+        start = int(self.pointers[number]) // self.dtype.itemsize
         return self.tokens[start : start + int(self.lengths[number])]
 
 
+def _read_index(file: RawIOBase, path: Path) -> tuple[int, np.dtype, int]:
+    """(documents, dtype, bytes of the .bin file) of an index, from its first and its last numbers."""
+    head = file.read(HEADER.size) or b""
+    if len(head) < HEADER.size:
+        raise ValueError(f"{path}: truncated: {len(head)} bytes, the header alone has {HEADER.size}")
+    magic, version, code, sequences, indices = HEADER.unpack(head)
+    if magic != MAGIC or version != VERSION:
+        raise ValueError(f"{path}: not an index of Megatron's format, version {VERSION}")
+    if code not in DTYPES:
+        raise ValueError(f"{path}: dtype code {code}; token ids are int32 (4) or uint16 (8)")
+    size, expected = file.seek(0, os.SEEK_END), HEADER.size + 12 * sequences + 8 * indices
+    if size != expected:
+        raise ValueError(f"{path}: {size} bytes, but its header speaks of {sequences} documents: {expected} bytes")
+    if not sequences:
+        return 0, DTYPES[code], 0
+    (length,) = struct.unpack("<i", os.pread(file.fileno(), 4, HEADER.size + 4 * (sequences - 1)))
+    (pointer,) = struct.unpack("<q", os.pread(file.fileno(), 8, HEADER.size + 12 * sequences - 8))
+    return sequences, DTYPES[code], pointer + length * DTYPES[code].itemsize
+
+
 def _map(path: Path, dtype: np.dtype, offset: int, count: int) -> np.ndarray:
-    """`count` items of the file from byte `offset`, read-only; of an empty range, which can't be mapped, an empty array."""
+    """`count` items of the file from byte `offset`, read-only; of an empty range, which can't be mapped, an empty array.
+
+    Python's own mmap holds a file open for each map, and a corpus has more shards than a process may open files.
+    """
     if not count:
         return np.empty(0, dtype)
-    return np.memmap(path, dtype, "r", offset, (count,)).view(np.ndarray)
+    size = offset + count * dtype.itemsize
+    with open(path, "rb") as file:
+        address = LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    if address == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, f"can't be mapped: {os.strerror(code)}", str(path))
+    pages = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(pages, LIBC.munmap, address, size)
+    items = np.frombuffer(memoryview(pages), dtype, count, offset)
+    items.flags.writeable = False
+    return items

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # reading needs no DeepSpeed
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 MOMENTS = KINDS[1:]
-ORDER = ("tokens", "train.sequence", "train.seed")  # of the job: what a sample index is the index of
+ORDER = ("tokens", "mixture", "train.sequence", "train.seed")  # of the job: what a sample index is the index of
 
 
 @dataclass(frozen=True)

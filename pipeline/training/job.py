@@ -11,19 +11,20 @@ from typing import Any
 
 from model.config import LlamaConfig
 from pipeline.outputs import read_json
-from pipeline.training.settings import TrainConfig, ZeroConfig
+from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training run. `train_shards` and `validation_shards` are prefixes of token shards; `tokenizer` and `tokens` are the
-    digests of the tokenizer (the shards must carry it) and of the shards."""
+    """A training run. `train_shards` and `validation_shards` are prefixes of token shards by source; `tokenizer` and `tokens`
+    are the digests of the tokenizer (the shards must carry it) and of the shards."""
 
     model: LlamaConfig
     train: TrainConfig
     zero: ZeroConfig
-    train_shards: list[str]
-    validation_shards: list[str]
+    mixture: MixtureConfig
+    train_shards: dict[str, list[str]]
+    validation_shards: dict[str, list[str]]
     tokenizer: str
     tokens: str
 
@@ -38,4 +39,5 @@ class Job:
         value["model"] = LlamaConfig(**value["model"])
         value["train"] = TrainConfig(**value["train"])
         value["zero"] = ZeroConfig(**value["zero"])
+        value["mixture"] = MixtureConfig(**value["mixture"])
         return cls(**value)

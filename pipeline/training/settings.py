@@ -72,6 +72,27 @@ class TrainConfig:
 
 
 @dataclass
+class MixtureConfig:
+    """What is trained on: the sources of `tokenize`, by `pipeline.tokens.mixture`."""
+
+    shares: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "{source: share of the samples}, relative to their sum; 0 leaves a source out"}
+    )
+    epochs: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "{source: epochs}, after which its share goes to the others; a source not named here repeats"},
+    )
+
+    def __post_init__(self) -> None:
+        for source, share in self.shares.items():
+            if not 0 <= share < float("inf"):
+                raise ValueError(f"mixture.shares.{source}={share}: choose 0 or a positive number")
+        for source, epochs in self.epochs.items():
+            if not 0 < epochs < float("inf"):
+                raise ValueError(f"mixture.epochs.{source}={epochs}: choose a positive number; without one the source repeats")
+
+
+@dataclass
 class ZeroConfig:
     """DeepSpeed's ZeRO (arXiv 1910.02054)."""
 

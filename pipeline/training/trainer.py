@@ -32,8 +32,9 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     rank, world = dist.get_rank(), dist.get_world_size()
     accumulation = config.accumulation(world)
     share = config.batch // world
-    loader = Loader([folder.parent / prefix for prefix in job.train_shards], config.sequence, config.seed, job.tokenizer)
-    checks = [folder.parent / prefix for prefix in job.validation_shards]
+    sources = {source: [folder.parent / prefix for prefix in prefixes] for source, prefixes in job.train_shards.items()}
+    loader = Loader(sources, job.mixture.shares, job.mixture.epochs, config.sequence, config.seed, job.tokenizer)
+    checks = [folder.parent / prefix for prefixes in job.validation_shards.values() for prefix in prefixes]
     validation = Validation(checks, config.sequence, job.tokenizer)
     model = Llama(job.model)
     model.init_weights(config.seed)
@@ -43,12 +44,13 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     start, sample = checkpoint.load(engine, newest, job.json()) if newest else (0, 0)
     metrics = Metrics(folder, start, config)
 
+    batches = loader.batches(sample + rank * share, share, config.batch)
     step = start
     for step in range(start + 1, config.steps + 1):
         metrics.start()
         rate = learning_rate(step, config)
         set_learning_rate(engine, rate)
-        batch = torch.from_numpy(loader.batch(sample + rank * share, share)).to(DEVICE, non_blocking=True)
+        batch = torch.from_numpy(next(batches)).to(DEVICE, non_blocking=True)
         tokens, labels = batch[:, :-1], batch[:, 1:]
         told = torch.stack([(labels >= 0).sum(), torch.tensor(int(stop.is_set()), device=DEVICE)])
         dist.all_reduce(told)
@@ -77,6 +79,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
             checkpoint.save(engine, checkpoints, step, sample, job.json(), config.keep_checkpoints)
         if ends:
             break
+    batches.close()
     metrics.close()
     return step
 

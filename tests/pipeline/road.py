@@ -66,10 +66,10 @@ def run_bad(stage: str, out: Path, *overrides: str) -> str:
     return last
 
 
-def run_killed(stage: str, out: Path, seconds: float) -> bool:
+def run_killed(stage: str, out: Path, seconds: float, *overrides: str) -> bool:
     """Starts a stage and kills it -9 after `seconds`; whether it was still running. Waits until its workers are gone."""
     process = subprocess.Popen(
-        command(stage, out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(stage, out, *overrides), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         process.wait(seconds)

@@ -31,6 +31,16 @@ def test_the_preset_of_released_ccnet():
     assert load([]).corpus.layout == "parquet" and not load([]).language.whole
 
 
+def test_mixtures_take_new_sources_and_leave_others_out():
+    llama = load(["mixture=llama", "mixture.shares.c4=0", "mixture.shares.own=0.1", "mixture.epochs={own: 3}"]).mixture
+    assert sum(load(["mixture=llama"]).mixture.shares.values()) == pytest.approx(1)
+    assert (llama.shares["crawl"], llama.shares["c4"], llama.shares["own"]) == (0.67, 0, 0.1)
+    assert (llama.epochs["github"], llama.epochs["own"]) == (0.64, 3)
+    assert load([]).mixture.shares == {"crawl": 1}
+    sources = load(["tokenize.sources={books: [a.parquet, b/*.parquet]}", "tokenize.sources.wiki=[c.jsonl]"]).tokenize.sources
+    assert sources == {"books": ["a.parquet", "b/*.parquet"], "wiki": ["c.jsonl"]}
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -55,6 +65,15 @@ def test_the_preset_of_released_ccnet():
         ("out=s3://bucket/run", ["out=s3://bucket/run"]),
         ("crawl.files=[a", ["crawl.files"]),
         ("nonsense", ["nonsense"]),
+        ("mixture=gpt", ["mixture/gpt", "llama"]),
+        ("mixture.shares.crawl=-1", ["mixture.shares.crawl=-1"]),
+        ("mixture.shares.crawl=most", ["mixture.shares.crawl", "most"]),
+        ("mixture.shares=1", ["mixture.shares"]),
+        ("mixture.epochs.crawl=0", ["mixture.epochs.crawl=0", "positive"]),
+        ("tokenize.sources.crawl=[a]", ["tokenize.sources", "crawl"]),
+        ("tokenize.sources={../up: [a]}", ["tokenize.sources", "../up"]),
+        ("tokenize.sources.books=[]", ["tokenize.sources.books=[]"]),
+        ("tokenize.shard_bytes=1", ["tokenize.shard_bytes=1"]),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, words, capsys):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.tokens import tokenizer
+from pipeline.tokens.documents import slices
 from pipeline.tokens.encode import SPLITS, is_validation, tokenize_part
 from pipeline.tokens.shards import Shard, ShardFiles
 
@@ -24,7 +25,9 @@ def write_part(path: Path, documents: list[tuple[str, str]]) -> Path:
 def tokenize(folder: Path, parts: list[Path], model: Path, validation: float) -> tuple[dict[str, Any], dict[str, Shard]]:
     folder.mkdir()
     targets = {split: ShardFiles.of(folder / split) for split in SPLITS}
-    counts = tokenize_part(parts, model, targets, validation=validation)
+    counts = tokenize_part(
+        [part for path in parts for part in slices(str(path), 1 << 30)], model, targets, validation=validation
+    )
     return counts, {split: Shard(folder / split) for split in SPLITS}
 
 

@@ -1,6 +1,9 @@
 """Token shards against a reader of Megatron's format that unpacks every field by itself, and broken shards."""
 
+import gc
 import json
+import os
+import resource
 import struct
 from pathlib import Path
 
@@ -162,3 +165,30 @@ def test_more_pieces_than_the_dtype_has(prefix: Path) -> None:
     path = Path(f"{prefix}.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pieces": 65537}))
     assert "65537 pieces do not fit" in broken(prefix)
+
+
+def test_more_shards_than_a_process_may_open_files(tmp_path: Path) -> None:
+    write(tmp_path / "part", [[5, 6, 2]])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(os.listdir("/proc/self/fd"))
+    shards = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, limits[1]))
+        for _ in range(100):
+            shards.append(Shard(tmp_path / "part"))
+            assert shards[-1].tokens.tolist() == [5, 6, 2]
+            assert shards[-1].lengths.tolist() == [3]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert maps(tmp_path) == 200
+    kept = shards[0].document(0)
+    del shards
+    gc.collect()
+    assert maps(tmp_path) == 1  # a view keeps what it is of
+    assert kept.tolist() == [5, 6, 2]
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0] = 1
+
+
+def maps(folder: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(str(folder))

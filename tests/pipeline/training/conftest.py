@@ -55,8 +55,9 @@ def make_job(tokens: Path) -> Callable[..., Path]:
             "model": MODEL,
             "train": TRAIN | train,
             "zero": {"stage": zero},
-            "train_shards": [str(tokens / "train")],
-            "validation_shards": [str(tokens / "validation")],
+            "mixture": {"shares": {"crawl": 1.0}, "epochs": {}},
+            "train_shards": {"crawl": [str(tokens / "train")]},
+            "validation_shards": {"crawl": [str(tokens / "validation")]},
             "tokenizer": TOKENIZER,
             "tokens": "digest of the tokens",
         }

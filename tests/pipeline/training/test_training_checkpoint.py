@@ -58,7 +58,7 @@ def test_a_gap_between_fragments(tmp_path: Path, start: int, count: int, has: in
 # Whole checkpoints, with an engine of one process without ZeRO
 
 
-JOB = {"tokens": "the digest of the tokens", "train": {"sequence": 8, "seed": 1}}
+JOB = {"tokens": "the digest of the tokens", "mixture": {"shares": {"crawl": 1.0}}, "train": {"sequence": 8, "seed": 1}}
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
@@ -198,6 +198,7 @@ def test_another_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"mixture": {"shares": {"crawl": 0.5, "books": 0.5}}}, "mixture is .*books.* now and was .*crawl.*"),
         ({"tokens": "others"}, "tokens is others now and was the digest of the tokens"),
         ({"train": {"sequence": 16, "seed": 1}}, "train.sequence is 16 now and was 8"),
         ({"train": {"sequence": 8, "seed": 2}}, "train.seed is 2 now and was 1"),

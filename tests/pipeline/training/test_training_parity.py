@@ -32,7 +32,7 @@ def plain_losses(job: Job, tokens: Path) -> tuple[list[float], dict[str, torch.T
     matrices = [p for n, p in model.named_parameters() if not n.endswith("norm.weight")]
     groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": norms, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, betas=(train.beta1, train.beta2), eps=train.adam_eps)
-    loader = Loader([tokens / "train"], train.sequence, train.seed)
+    loader = Loader({"crawl": [tokens / "train"]}, {"crawl": 1}, {}, train.sequence, train.seed)
     batch = train.batch_tokens // train.sequence
     losses = []
     for step in range(train.steps):

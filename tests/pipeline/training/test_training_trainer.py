@@ -28,7 +28,7 @@ from pipeline.training.job import Job
 from pipeline.training.launch import STOPPED, launch
 from pipeline.training.metrics import read_metrics
 from pipeline.training.schedule import learning_rate
-from pipeline.training.settings import TrainConfig, ZeroConfig
+from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = LlamaConfig(dim=32, layers=2, heads=4, kv_heads=2, hidden=64, vocab_size=512, max_sequence=32)
@@ -62,7 +62,8 @@ def prepare(out: Path, tokens: Path, zero: int = 1, **changes: Any) -> Path:
         out.mkdir()
         (out / "tokens").symlink_to(tokens)
     train = dataclasses.replace(TRAIN, **changes)
-    job = Job(MODEL, train, ZeroConfig(zero), ["tokens/train"], ["tokens/validation"], "abc", "the digest of the tokens")
+    shards = {"crawl": ["tokens/train"]}, {"crawl": ["tokens/validation"]}
+    job = Job(MODEL, train, ZeroConfig(zero), MixtureConfig({"crawl": 1.0}), *shards, "abc", "the digest of the tokens")
     write_json(out / "train" / "job.json", job.json())
     return out / "train" / "job.json"
 
@@ -86,7 +87,7 @@ def final_weights(out: Path) -> dict[str, Tensor]:
 
 def plain(tokens: Path, train: TrainConfig) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """The same training in one process with nothing but PyTorch, the batch taken at once."""
-    loader = Loader([tokens / "train"], train.sequence, train.seed)
+    loader = Loader({"crawl": [tokens / "train"]}, {"crawl": 1}, {}, train.sequence, train.seed)
     validation = Validation([tokens / "validation"], train.sequence)
     model = Llama(MODEL)
     model.init_weights(train.seed)

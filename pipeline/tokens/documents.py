@@ -1,0 +1,110 @@
+"""Documents of a source: Parquet files or JSON lines in, Arrow batches of (digest, text) out; large Parquet files in slices of
+row groups.
+
+A file has its text in a column `raw_content`, as the corpus does, or `text`, as most data sets on Hugging Face. Its `digest`
+decides its split; where there is none, it is the SHA-256 of the text.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+BATCH = 4096  # documents that are held at a time
+TEXTS = ("raw_content", "text")
+JSON_LINES = (".json.gz", ".jsonl.gz", ".jsonl")
+
+
+class Slice(NamedTuple):
+    """Row groups `first` … `last` - 1 of a Parquet file with `bytes` of text, or a whole file of JSON lines of `bytes`, at a
+    path or URL."""
+
+    path: str
+    first: int
+    last: int
+    bytes: int
+
+
+def slices(path: str, slice_bytes: int) -> list[Slice]:
+    """Cuts a file between row groups into slices of about `slice_bytes` of text, at least one row group each. A file of JSON
+    lines is one slice.
+
+    ValueError, in one line, for a file that is no Parquet file or has no text.
+    """
+    if path.endswith(JSON_LINES):
+        files, name = fsspec.core.url_to_fs(path)
+        return [Slice(path, 0, 1, int(files.size(name) or 0))]
+    with _opened(path) as file:
+        column = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)].index(_text_column(path, file))
+        sizes = [file.metadata.row_group(i).column(column).total_uncompressed_size for i in range(file.num_row_groups)]
+    cut: list[Slice] = []
+    for group, size in enumerate(sizes):
+        if cut and cut[-1].bytes + size <= slice_bytes:
+            cut[-1] = cut[-1]._replace(last=group + 1, bytes=cut[-1].bytes + size)
+        else:
+            cut.append(Slice(path, group, group + 1, size))
+    return cut
+
+
+def read_documents(part: Slice) -> Iterator[pa.RecordBatch]:
+    """The documents of a slice in their order: batches of `digest` and `raw_content` (both string). Rows without a text are
+    passed over. ValueError, in one line, for a line that is no JSON object with a text."""
+    for digest, text in _json_lines(part.path) if part.path.endswith(JSON_LINES) else _row_groups(part):
+        batch = pa.record_batch([digest, text], ["digest", "raw_content"]).filter(text.is_valid())
+        digest, text = batch.columns
+        if digest.null_count:
+            own = [hashlib.sha256(value.encode()).hexdigest() for value in text.to_pylist()]
+            digest = pc.coalesce(digest, pa.array(own, pa.string()))
+        yield pa.record_batch([digest, text], ["digest", "raw_content"])
+
+
+def _row_groups(part: Slice) -> Iterator[tuple[pa.Array, pa.Array]]:
+    with _opened(part.path) as file:
+        name = _text_column(part.path, file)
+        columns = [name, "digest"] if "digest" in file.schema_arrow.names else [name]
+        for batch in file.iter_batches(BATCH, row_groups=range(part.first, part.last), columns=columns):
+            digest = batch.column("digest") if "digest" in columns else pa.nulls(len(batch))
+            yield digest.cast(pa.string()), batch.column(name).cast(pa.string())
+
+
+def _json_lines(path: str) -> Iterator[tuple[pa.Array, pa.Array]]:
+    with fsspec.open(path, "rb", compression="infer") as lines:
+        numbered = enumerate(lines, 1)
+        while some := list(islice(numbered, BATCH)):
+            digests: list[str | None] = []
+            texts: list[str] = []
+            for number, line in some:
+                try:
+                    row = json.loads(line)
+                    texts.append(row["raw_content"] if "raw_content" in row else row["text"])
+                    digests.append(row.get("digest"))
+                    pa.scalar(texts[-1], pa.string())
+                except (ValueError, KeyError, TypeError, pa.ArrowInvalid, pa.ArrowTypeError):
+                    raise ValueError(f"{path}: line {number} is no JSON object with a string {' or '.join(TEXTS)}") from None
+            yield pa.array(digests, pa.string()), pa.array(texts, pa.string())
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[pq.ParquetFile]:
+    with fsspec.open(path, "rb") as raw:
+        try:
+            file = pq.ParquetFile(raw)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path}: no Parquet file: {error}") from None
+        with file:
+            yield file
+
+
+def _text_column(path: str, file: pq.ParquetFile) -> str:
+    types = {field.name: field.type for field in file.schema_arrow}
+    for name in TEXTS:
+        if name in types and (pa.types.is_string(types[name]) or pa.types.is_large_string(types[name])):
+            return name
+    raise ValueError(f"{path}: has no text: no column {' or '.join(TEXTS)} of strings among {', '.join(types) or 'none'}")
