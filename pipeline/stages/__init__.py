@@ -51,7 +51,7 @@ _SPECS = (
         "tokenizer",
         "trains LLaMA's SentencePiece BPE on the corpus, or takes tokenizer.model",
         ("regroup",),
-        ("tokenizer", "tokenize.buckets"),
+        ("tokenizer", "tokenize.buckets", "tokenize.sources", "mixture.shares"),
         ("tokenizer.model",),
     ),
     Spec(

@@ -1,19 +1,16 @@
 """tokenize: the corpus, other sources and a tokenizer in, token shards out
 (`tokens/{train,validation}/{source}/*.{bin,idx,json}`)."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ccnet.stats import merge
 from pipeline.outputs import Outputs
-from pipeline.stage import Stage, StageError, Unit, expand_files, fingerprint
-from pipeline.stages.tokenizer import chosen_parts
+from pipeline.stage import Stage, StageError, Unit
+from pipeline.stages.texts import text_files
 from pipeline.tokens.documents import Slice, slices
 from pipeline.tokens.encode import SPLITS, tokenize_part
 from pipeline.tokens.shards import ShardFiles
-
-CRAWL = "crawl"
 
 
 def run(stage: Stage) -> None:
@@ -21,19 +18,19 @@ def run(stage: Stage) -> None:
     tokenizer = stage.upstream("tokenizer")["result"]
     shards: dict[str, list[str]] = {}
     units: dict[str, Unit] = {}
-    for source, name, path, tag in source_files(stage):
-        shards.setdefault(source, [])
-        for number, part in enumerate(slices(path, stage.config.tokenize.shard_bytes)):
-            shard = f"{source}/{name}-{number:04d}"
+    for file in text_files(stage):
+        shards.setdefault(file.source, [])
+        for number, part in enumerate(slices(file.path, stage.config.tokenize.shard_bytes)):
+            shard = f"{file.source}/{file.name}-{number:04d}"
             arguments = {
                 "shard": shard,
                 "part": part,
                 "model": stage.out / tokenizer["model"],
                 "validation": stage.config.tokenize.validation,
             }
-            inputs = {f"{source}/{name}": tag, "tokenizer": tokenizer["digest"]}
+            inputs = {f"{file.source}/{file.name}": file.fingerprint, "tokenizer": tokenizer["digest"]}
             units[shard] = Unit(shard.replace("/", "."), arguments, inputs, part.bytes)
-            shards[source].append(shard)
+            shards[file.source].append(shard)
     records = stage.map("tokenize", tokenize_unit, list(units.values()))
     counts = {shard: record.statistics for shard, record in zip(units, records, strict=True)}
     sources = {source: _summed({shard: counts[shard] for shard in names}) for source, names in shards.items()}
@@ -52,16 +49,6 @@ def _summed(counts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         split: total[split] | {"shards": [f"tokens/{split}/{shard}" for shard in counts if counts[shard][split]["tokens"]]}
         for split in SPLITS
     }
-
-
-def source_files(stage: Stage) -> Iterator[tuple[str, str, str, str]]:
-    """(source, name within it, path, fingerprint) of every file: the corpus, then those of `tokenize.sources`."""
-    for part in chosen_parts(stage):
-        name = part["path"].removeprefix("corpus/").partition(".")[0].replace("/", "-")
-        yield CRAWL, name, str(stage.out / part["path"]), part["digest"]
-    for source, patterns in stage.config.tokenize.sources.items():
-        for number, path in enumerate(expand_files(patterns)):
-            yield source, f"{number:05d}", path, fingerprint(path)[1]
 
 
 def tokenize_unit(outputs: Outputs, shard: str, part: Slice, model: Path, validation: float) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""tokenizer: the corpus in, a SentencePiece model out (`tokenizer/tokenizer.model`), trained here or a copy; beside it
-what it was trained with (`settings.json`) and how much text its tokens stand for (`fertility.json`)."""
+"""tokenizer: the corpus and other sources in, a SentencePiece model out (`tokenizer/tokenizer.model`), trained here or a
+copy; beside it what it was trained with (`settings.json`) and how much text its tokens stand for (`fertility.json`)."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.outputs import Outputs, write_json
-from pipeline.stage import Stage, StageError, Unit, fingerprint
+from pipeline.stage import Stage, Unit, fingerprint
+from pipeline.stages.texts import TextFile, text_files
 from pipeline.tokens import tokenizer
 from pipeline.tokens.sample import Sample, Stratum, fertility
 
@@ -17,10 +19,9 @@ FERTILITY = "tokenizer/fertility.json"
 
 def run(stage: Stage) -> None:
     """One unit: the model."""
-    config, parts = stage.config.tokenizer, chosen_parts(stage)
-    strata = crawl_strata(stage, parts)
-    sample = Sample(strata, {stratum.source: 1.0 for stratum in strata}, config.sample_chars)
-    inputs = {part["path"]: part["digest"] for part in parts}
+    config, files = stage.config.tokenizer, list(text_files(stage))
+    sample = _sample(stage, files)
+    inputs = {f"{file.source}/{file.name}": file.fingerprint for file in files}
     if config.model is not None:
         size, tag = fingerprint(config.model)
         unit = Unit("model", {"existing": Path(config.model), "sample": sample}, {"tokenizer.model": tag, **inputs}, size)
@@ -39,25 +40,27 @@ def run(stage: Stage) -> None:
     )
 
 
-def chosen_parts(stage: Stage) -> list[dict[str, Any]]:
-    """The corpus files of `tokenize.buckets`, by language and bucket."""
-    buckets = stage.config.tokenize.buckets
-    parts = [part for part in stage.upstream("regroup")["result"]["parts"] if part["bucket"] in buckets]
-    if not parts:
-        raise StageError(f"{stage.spec.name}: the corpus has no document in tokenize.buckets={buckets}")
-    return parts
-
-
-def crawl_strata(stage: Stage, parts: list[dict[str, Any]]) -> list[Stratum]:
-    """The corpus files as the source `crawl`, a stratum a language and bucket."""
+def _sample(stage: Stage, files: Sequence[TextFile]) -> Sample:
+    """The text to train on, each source by its share of the mixture, a stratum a language and bucket of the corpus."""
+    config = stage.config
     counts = stage.upstream("regroup")["result"]["buckets"]
-    files: dict[tuple[str, str], list[Path]] = {}
-    for part in parts:
-        files.setdefault((part["language"], part["bucket"]), []).append(stage.out / part["path"])
-    return [
-        Stratum("crawl", language, tuple(paths), counts[language][bucket]["chars"])
-        for (language, bucket), paths in files.items()
-    ]
+    shares = {source: share for source, share in config.mixture.shares.items() if share > 0}
+    if missing := sorted(shares.keys() - {file.source for file in files}):
+        raise ValueError(
+            f"mixture.shares.{missing[0]}: no such source: tokenize.sources names its files, a share of 0 leaves it out"
+        )
+    strata: dict[tuple[str, str, str | None], list[str]] = {}
+    for file in files:
+        if file.source in shares:
+            strata.setdefault((file.source, file.language, file.bucket), []).append(file.path)
+    return Sample(
+        [
+            Stratum(source, language, tuple(paths), counts[language][bucket]["chars"] if bucket else None)
+            for (source, language, bucket), paths in strata.items()
+        ],
+        shares,
+        config.tokenizer.sample_chars,
+    )
 
 
 def copy_unit(outputs: Outputs, existing: Path, sample: Sample) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The tokenizer's sample: corpus files by source and language in, documents out, and what a tokenizer makes of them.
+"""The tokenizer's sample: files by source and language in, documents out, and what a tokenizer makes of them.
 
 Text streams by, a batch of documents at a time.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ccnet.corpus import read_corpus
+from pipeline.tokens.documents import read_documents, slices
 from pipeline.tokens.encode import Encoder
 
 ALL = "all"  # the row of all languages of a source
@@ -20,12 +21,25 @@ ALL = "all"  # the row of all languages of a source
 
 @dataclass(frozen=True)
 class Stratum:
-    """Files of one source, language and bucket, and how many characters they have."""
+    """Files (paths or URLs) of one source, language and bucket, and how many characters they have; None: not counted yet."""
 
     source: str
     language: str
-    parts: tuple[Path, ...]
-    chars: int
+    files: tuple[str, ...]
+    chars: int | None
+
+    def texts(self) -> Iterator[pa.StringArray]:
+        """All texts, some at a time."""
+        for file in self.files:
+            for part in slices(file, sys.maxsize):
+                for batch in read_documents(part):
+                    yield batch.column("raw_content")
+
+    def size(self) -> int:
+        """Its characters, counted if need be."""
+        if self.chars is not None:
+            return self.chars
+        return sum(pc.sum(pc.utf8_length(texts)).as_py() or 0 for texts in self.texts())
 
 
 @dataclass(frozen=True)
@@ -43,13 +57,13 @@ class Sample:
         """The texts, some at a time, and where they are from."""
         of_source = Counter[str]()
         for stratum in self.strata:
-            of_source[stratum.source] += stratum.chars
+            of_source[stratum.source] += stratum.size()
         for stratum in self.strata:
             wanted = self.chars * self.shares[stratum.source] / sum(self.shares.values())
             every = max(1.0, of_source[stratum.source] / wanted)
             seen = taken = 0
-            for batch in read_corpus(stratum.parts, ["raw_content"]):
-                texts, chosen = batch.column(0), []
+            for texts in stratum.texts():
+                chosen = []
                 for length in pc.utf8_length(texts).to_pylist():
                     chosen.append(taken * every <= seen)
                     taken += length * chosen[-1]

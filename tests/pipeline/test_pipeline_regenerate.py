@@ -21,7 +21,7 @@ def mined(shared_data, tmp_path_factory):
     for source in sorted((shared_data / "crawl" / "segments").glob("*.gz"))[:2]:
         shutil.copyfile(source, crawl / source.name)
     settings = ["crawl=local", f"crawl.files=[{crawl}/*.gz]", f"lm.dir={shared_data / 'lm'}"]
-    for stage in ("fetch", "hash", "dedup", "lm", "mine"):
+    for stage in ("fetch", "hash", "dedup", "lm", "mine", "near"):
         run_good(stage, out, *settings)
     return out, settings, crawl
 
@@ -32,7 +32,7 @@ def test_the_corpus_is_the_same_byte_for_byte(mined, preset, tmp_path):
     thresholds = [preset, "language.keep=[en,de,fr]", "language.threshold=0.6", "overwrite=true", "dedup.keep=first"]
     run_good("regroup", first, *settings, *thresholds)
     again = tmp_path / "again"
-    for stage in ("fetch", "regenerate", "regroup"):
+    for stage in ("fetch", "regenerate", "near", "regroup"):
         run_good(stage, again, *settings, *thresholds, f"regenerate.metadata={first / 'mine' / 'metadata'}")
     expected = files(first / "corpus")
     assert len(expected) >= 7

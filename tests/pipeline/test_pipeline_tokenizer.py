@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tokenizer") / "out"
-    for stage in ("fetch", "hash", "dedup", "lm", "mine", "tokenizer"):
+    for stage in ("fetch", "hash", "dedup", "lm", "mine", "near", "regroup", "tokenizer"):
         run_good(stage, out)
     return out
 

@@ -1,6 +1,7 @@
 """The tokenizer's sample: shares, evenness, determinism; the table of characters and bytes a token."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pipeline.tokens.sample import Sample, Stratum, fertility
 
 
 def stratum(folder: Path, source: str, language: str, texts: list[str], files: int = 1) -> Stratum:
-    paths = tuple(folder / f"{source}-{language}-{number}.parquet" for number in range(files))
+    paths = tuple(str(folder / f"{source}-{language}-{number}.parquet") for number in range(files))
     for number, path in enumerate(paths):
         pq.write_table(pa.table({"raw_content": pa.array(texts[number::files], pa.string())}), path)
     return Stratum(source, language, paths, sum(map(len, texts)))
@@ -44,6 +45,13 @@ def test_shares(strata: list[Stratum]) -> None:
     assert chars["crawl", "en"] == pytest.approx(75_000 / 4, abs=10)
     assert chars["books", "en"] == pytest.approx(25_000, abs=100)
     assert drawn(sample) == drawn(sample)
+
+
+def test_a_source_whose_size_is_not_known(strata: list[Stratum]) -> None:
+    """It is counted, and then drawn from as if it had been known."""
+    unknown = [replace(stratum, chars=None) for stratum in strata]
+    shares = {"crawl": 3.0, "books": 1.0}
+    assert drawn(Sample(unknown, shares, 100_000)) == drawn(Sample(strata, shares, 100_000))
 
 
 def test_documents_are_spread_evenly(strata: list[Stratum]) -> None:
