@@ -86,9 +86,9 @@ def _probing_layout(begin: int, counts: list[int], multiplier: float) -> tuple[i
     unigrams = begin + 8 + 12 * entries(counts[0])
     tables = np.empty((len(counts) - 1, 2), np.uint64)
     end = unigrams + 8 * (counts[0] + 1)
-    for table, count in zip(tables, counts[1:], strict=True):
-        table[:] = end, entries(count)
-        end += (12 if table is tables[-1] else 16) * entries(count)
+    for n, count in enumerate(counts[1:]):
+        tables[n] = end, entries(count)
+        end += (16 if n < len(tables) - 1 else 12) * entries(count)
     return entries(counts[0]), unigrams, tables, end
 
 
