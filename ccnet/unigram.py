@@ -1,0 +1,493 @@
+"""SentencePiece's unigram model as kernels over UTF-8: text in, pieces out, exactly those of the library.
+
+A piece is chosen by the best sum of scores along the whole text, in float32, so rounding in what comes before can decide
+between two ways to split a word. Still a word, from one space mark to the next, is split only once in most cases: no piece
+has a space mark inside, so every way to split the text passes through the words' ends, and if the best way to split a word
+is better than the second best by more than rounding can make up for, it is the best after any text up to some score.
+
+Source: Kudo, "Subword Regularization" (arXiv 1804.10959); the behaviour of sentencepiece 0.2.3, whose `Encode` takes the
+best path from left to right and begins to count anew where a score passes 100,000; and its precompiled normalisation
+rules, a double array (Yata et al., darts-clone) of UTF-8 prefixes, the longest of which is replaced.
+"""
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from sentencepiece import sentencepiece_model_pb2
+
+from ccnet.ngram import _u64
+
+_SPACE_MARK = "\u2581".encode()
+_UNKNOWN_PENALTY = np.float32(10)
+_RESET = np.float32(100_000)
+
+# A word that was split: its length, the number of its pieces and the score (below 0) down to which the text before it may
+# fall, in the first number; then the bytes of the word and the pieces.
+_SLOTS = 1 << 15
+_WORD_BYTES = 56
+_WORD_PIECES = 16
+
+_FREE = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+# The end of a character of a word: the best score up to there, where its last piece begins and which it is; and the two
+# best sums of scores from the word's beginning, exact but for double precision's own rounding.
+_NODE = np.dtype([("first", "f8"), ("second", "f8"), ("best", "f4"), ("piece", "i4"), ("origin", "i8")])
+
+
+class Pieces(NamedTuple):
+    """A text in pieces.
+
+    `ids` int32[n]; neighbouring unknown characters are one piece. `starts` int64[n + 1], where in `normal` each begins,
+    and the end. `normal` uint8, the text as SentencePiece normalises it. `lines` int64, where in it each line begins.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    normal: np.ndarray
+    lines: np.ndarray
+
+
+class _Rules(NamedTuple):
+    units: np.ndarray  # uint32, the double array; empty where there are no rules
+    replacements: np.ndarray  # uint8, each ends with a 0
+    longest: int  # bytes of a replacement
+    plain: np.ndarray  # bool[128], characters that no rule changes if another ASCII character follows
+    dummy_prefix: bool
+    remove_extra: bool
+
+
+class _Trie(NamedTuple):
+    units: np.ndarray  # uint64, a double array: where a node's children are, by byte, and in the high half its parent
+    pieces: np.ndarray  # int32[units], the piece that ends at each node, or -1
+    scores: np.ndarray  # float32[pieces]
+    widths: np.ndarray  # int32[pieces], bytes
+    unknown: int
+    unknown_score: np.float32
+    by_words: bool  # no piece has a space mark after its first character
+
+
+class Unigram:
+    """A unigram model of the usual kind; `read_unigram` makes it. Not for several threads at once."""
+
+    def __init__(self, spellings: list[bytes], rules: _Rules, trie: _Trie) -> None:
+        self.spellings = spellings
+        self.unknown = trie.unknown
+        self._rules = rules
+        self._trie = trie
+        self._cache = np.zeros((_SLOTS, 1 + (_WORD_BYTES + 4 * _WORD_PIECES) // 8), np.uint64)
+
+    def encode(self, octets: np.ndarray, lines: np.ndarray) -> Pieces | None:
+        """The pieces of a text, or None where a rule of the model cuts a character in two.
+
+        Args: octets uint8, UTF-8; lines int64, where in it each line begins, ascending.
+        """
+        normal, size, starts_of_lines = _normalize(octets, lines, *self._rules)
+        if size < 0:
+            return None
+        ids, starts = _encode(normal, size, *self._trie, self._cache)
+        return Pieces(ids, starts, normal[:size], starts_of_lines)
+
+
+def read_unigram(model: bytes) -> Unigram | None:
+    """The model that a file of SentencePiece holds, or None where it is of another kind.
+
+    That is: no unigram model, pieces that a user defined or for bytes, spaces that are not marked or are behind words,
+    scores above 0, rules that give control characters.
+    """
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model)
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    kinds = {piece.type for piece in proto.pieces}
+    normal, unknown, control, unused = (getattr(proto.SentencePiece, k) for k in ("NORMAL", "UNKNOWN", "CONTROL", "UNUSED"))
+    rules = _rules(normalizer)
+    scores = np.array([piece.score for piece in proto.pieces], np.float32)
+    if (
+        rules is None
+        or trainer.model_type != trainer.UNIGRAM
+        or trainer.treat_whitespace_as_suffix
+        or trainer.byte_fallback
+        or not normalizer.escape_whitespaces
+        or not {normal, unknown} <= kinds <= {normal, unknown, control, unused}
+        or (scores > 0).any()
+    ):
+        return None
+    spellings = [piece.piece.encode() for piece in proto.pieces]
+    used = sorted((spelling, i) for i, spelling in enumerate(spellings) if proto.pieces[i].type == normal)
+    ends = np.cumsum([len(spelling) for spelling, _ in used])
+    octets = np.frombuffer(b"".join(spelling for spelling, _ in used), np.uint8)
+    units, found = _build_trie(octets, np.concatenate([[0], ends[:-1]]), ends)
+    order = np.array([i for _, i in used], np.int32)
+    trie = _Trie(
+        units,
+        pieces=np.where(found < 0, found, order[found]),
+        scores=scores,
+        widths=np.array([len(spelling) for spelling in spellings], np.int32),
+        unknown=[piece.type for piece in proto.pieces].index(unknown),
+        unknown_score=scores[order].min() - _UNKNOWN_PENALTY,
+        by_words=not any(_SPACE_MARK in spelling[1:] for spelling, _ in used),
+    )
+    return Unigram(spellings, rules, trie)
+
+
+def _rules(normalizer: Any) -> _Rules | None:
+    charsmap = normalizer.precompiled_charsmap
+    size = int.from_bytes(charsmap[:4], "little")
+    units = np.frombuffer(charsmap[4 : 4 + size], np.uint32)
+    replacements = charsmap[4 + size :]
+    try:
+        texts = replacements.decode().split("\0")
+    except UnicodeDecodeError:
+        return None
+    if any(c in text for text in texts for c in "\t\n\v\f\r"):
+        return None
+    longest = max(len(text.replace(" ", "\u2581").encode()) for text in texts)
+    flags = normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces
+    return _Rules(units, np.frombuffer(replacements, np.uint8), longest, _plain(units), *flags)
+
+
+@numba.njit(cache=True, nogil=True)
+def _child(units, node, octet):  # type: ignore[no-untyped-def]
+    """Where a byte leads in the double array, or -1. The root is 0."""
+    unit = units[node]
+    node ^= np.int64((unit >> np.uint32(10)) << ((unit & np.uint32(512)) >> np.uint32(6))) ^ np.int64(octet)
+    return node if units[node] & np.uint32(0x800000FF) == octet else -1
+
+
+@numba.njit(cache=True, nogil=True)
+def _value(units, node):  # type: ignore[no-untyped-def]
+    """What the key that ends at a node stands for, or -1."""
+    unit = units[node]
+    if not unit & np.uint32(256):
+        return -1
+    leaf = node ^ np.int64((unit >> np.uint32(10)) << ((unit & np.uint32(512)) >> np.uint32(6)))
+    return np.int64(units[leaf] & np.uint32(0x7FFFFFFF))
+
+
+@numba.njit(cache=True, nogil=True)
+def _plain(units):  # type: ignore[no-untyped-def]
+    plain = np.ones(128, np.bool_)
+    if len(units):
+        for octet in range(128):
+            node = _child(units, 0, octet)
+            if node >= 0:
+                plain[octet] = _value(units, node) < 0
+                for following in range(128):
+                    plain[octet] &= _child(units, node, following) < 0
+    return plain
+
+
+@numba.njit(cache=True, nogil=True)
+def _rule(units, octets, i):  # type: ignore[no-untyped-def]
+    """The longest key that the text has at byte i: its length and value, or 0 and -1."""
+    length, value = 0, -1
+    if len(units):
+        node = 0
+        for j in range(i, len(octets)):
+            node = _child(units, node, octets[j])
+            if node < 0:
+                break
+            found = _value(units, node)
+            if found >= 0:
+                length, value = j + 1 - i, found
+    return length, value
+
+
+@numba.njit(cache=True, nogil=True)
+def _width(octet):  # type: ignore[no-untyped-def]
+    """Bytes of the character that begins with this one."""
+    if octet < 0xC0:
+        return 1
+    if octet < 0xE0:
+        return 2
+    return 3 if octet < 0xF0 else 4
+
+
+@numba.njit(cache=True, nogil=True)
+def _put_space(out, size):  # type: ignore[no-untyped-def]
+    out[size] = 0xE2
+    out[size + 1] = 0x96
+    out[size + 2] = 0x81
+    return size + 3
+
+
+@numba.njit(cache=True, nogil=True)
+def _put(source, start, stop, out, size, after_space, remove_extra):  # type: ignore[no-untyped-def]
+    """Write source[start:stop] with marked spaces, not those that follow a space before it if extra ones are removed."""
+    while start < stop and after_space and source[start] == 0x20:
+        start += 1
+    for i in range(start, stop):
+        if source[i] == 0x20:
+            size = _put_space(out, size)
+        else:
+            out[size] = source[i]
+            size += 1
+    if start < stop:
+        after_space = remove_extra and source[stop - 1] == 0x20
+    return size, after_space
+
+
+@numba.njit(cache=True, nogil=True)
+def _is_space_mark(octets, i):  # type: ignore[no-untyped-def]
+    return octets[i] == 0xE2 and octets[i + 1] == 0x96 and octets[i + 2] == 0x81
+
+
+@numba.njit(cache=True, nogil=True)
+def _normalize(octets, lines, units, replacements, longest, plain, dummy_prefix, remove_extra):  # type: ignore[no-untyped-def]
+    """The text, its size (at least 8 bytes less than the array's), and where its lines begin; size -1: see `encode`."""
+    end = len(octets)
+    starts = np.zeros(len(lines), np.int64)
+    out = np.empty(3 * end + longest + 16, np.uint8)
+    size = i = 0
+    while remove_extra and i < end:
+        length, value = _rule(units, octets, i)
+        if length == 0 and octets[i] == 0x20:
+            length = 1
+        elif length == 0 or replacements[value] != 0x20 or replacements[value + 1] != 0:
+            break
+        i += length
+    if i == end:
+        return out, 0, starts
+    line = 0
+    while line < len(lines) and lines[line] <= i:
+        line += 1
+    next_line = lines[line] if line < len(lines) else end
+    if dummy_prefix:
+        size = _put_space(out, size)
+    after_space = remove_extra
+    while i < end:
+        if i >= next_line:
+            while line < len(lines) and lines[line] <= i:
+                starts[line] = size
+                line += 1
+            next_line = lines[line] if line < len(lines) else end
+        octet = octets[i]
+        if octet < 0x80 and plain[octet] and (i + 1 == end or octets[i + 1] < 0x80):
+            if octet != 0x20:
+                out[size] = octet
+                size += 1
+                after_space = False
+            elif not after_space:
+                size = _put_space(out, size)
+                after_space = remove_extra
+            i += 1
+            continue
+        length, value = _rule(units, octets, i)
+        if length == 0:
+            length = _width(octet)
+            size, after_space = _put(octets, i, i + length, out, size, after_space, remove_extra)
+        elif i + length < end and octets[i + length] & 0xC0 == 0x80 or replacements[value] & 0xC0 == 0x80:
+            return out, -1, starts
+        else:
+            stop = value
+            while replacements[stop] != 0:
+                stop += 1
+            size, after_space = _put(replacements, value, stop, out, size, after_space, remove_extra)
+        i += length
+        if size + 3 * (end - i) + longest + 16 > len(out):
+            grown = np.empty(2 * len(out), np.uint8)
+            grown[:size] = out[:size]
+            out = grown
+    while remove_extra and size >= 3 and _is_space_mark(out, size - 3):
+        size -= 3
+    starts[line:] = size
+    return out, size, starts
+
+
+@numba.njit(cache=True, nogil=True)
+def _build_trie(octets, starts, ends):  # type: ignore[no-untyped-def]
+    """The trie of sorted, different spellings: units and the number of the spelling that ends at each, as in `_Trie`."""
+    units = np.full(4 * len(octets) + 1024, _FREE, np.uint64)
+    spellings = np.full(len(units), -1, np.int32)
+    nodes = np.empty((len(octets) + 1, 4), np.int64)  # a node, the first and last + 1 of its spellings, their common bytes
+    nodes[0] = 0, 0, len(starts), 0
+    units[0] = 0
+    count, done, free, size = 1, 0, 1, 1
+    labels = np.empty(257, np.int64)
+    firsts = np.empty(257, np.int64)
+    while done < count:
+        node, first, last, depth = nodes[done]
+        done += 1
+        if starts[first] + depth == ends[first]:
+            spellings[node] = first
+            first += 1
+        children = 0
+        for i in range(first, last):
+            label = octets[starts[i] + depth]
+            if children == 0 or label != labels[children - 1]:
+                labels[children], firsts[children] = label, i
+                children += 1
+        if children == 0:
+            continue
+        firsts[children] = last
+        while units[free] != _FREE:
+            free += 1
+        base = max(free - labels[0], 1)
+        child = 0
+        while child < children:
+            child = 0
+            while child < children and units[base + labels[child]] == _FREE:
+                child += 1
+            base += child < children
+        units[node] |= np.uint64(base)
+        for child in range(children):
+            units[base + labels[child]] = np.uint64(node) << np.uint64(32)
+            nodes[count] = base + labels[child], firsts[child], firsts[child + 1], depth + 1
+            count += 1
+        size = max(size, base + 256)
+    return units[:size].copy(), spellings[:size].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode(octets, end, units, node_pieces, scores, widths, unknown, unknown_score, by_words, cache):  # type: ignore[no-untyped-def]
+    ids = np.empty(end, np.int32)
+    starts = np.empty(end + 1, np.int64)
+    path = np.empty(_WORD_BYTES, np.int32)  # the pieces of a word, the last one first
+    nodes = np.empty(_WORD_BYTES + 1, _NODE)
+    count = 0
+    score = np.float32(0)  # of the best path up to `start`
+    start = 0
+    while start < end:
+        stop = end
+        if by_words:
+            stop = start + 1
+            while stop < end and not _is_space_mark(octets, stop):
+                stop += 1
+        length = stop - start
+        if score < -_RESET:
+            score = np.float32(0)
+        slot = _word_slot(octets, start, length) if length <= _WORD_BYTES else np.uint64(0)
+        if _holds(cache, slot, octets, start, length) and -score < _limit(cache, slot):
+            steps = _load(cache, slot, path)
+            for n in range(steps - 1, -1, -1):
+                score += unknown_score if path[n] == unknown else scores[path[n]]
+        else:
+            if length > len(path):
+                path, nodes = np.empty(2 * length, np.int32), np.empty(2 * length + 1, _NODE)
+            before = score
+            score, limit = _best_path(octets, start, length, score, units, node_pieces, scores, unknown, unknown_score, nodes)
+            steps, at = 0, length
+            while at > 0:
+                path[steps] = nodes[at].piece
+                steps += 1
+                at = nodes[at].origin
+            if length <= _WORD_BYTES and steps <= _WORD_PIECES and -before < limit:
+                _store(cache, slot, octets, start, length, limit, path, steps)
+        for n in range(steps - 1, -1, -1):
+            if path[n] != unknown or count == 0 or ids[count - 1] != unknown:
+                ids[count] = path[n]
+                starts[count] = start
+                count += 1
+            start += _width(octets[start]) if path[n] == unknown else widths[path[n]]
+    starts[count] = end
+    return ids[:count], starts[: count + 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _reach(nodes, start, end, piece, score, here):  # type: ignore[no-untyped-def]
+    """Take a piece from one node to another, if that is better than what leads there."""
+    candidate = np.float32(score + here)
+    node = nodes[end]
+    if node.origin == -1 or candidate > node.best:
+        node.best, node.origin, node.piece = candidate, start, piece
+    first, second = nodes[start].first + score, nodes[start].second + score
+    if first > node.first:
+        node.second = max(node.first, second)
+        node.first = first
+    elif first > node.second:
+        node.second = first
+
+
+@numba.njit(cache=True, nogil=True)
+def _best_path(octets, start, length, score, units, node_pieces, scores, unknown, unknown_score, nodes):  # type: ignore[no-untyped-def]
+    """The best path through a word, in `nodes`.
+
+    Returns: the score at its end, and down to which negative of a score before the word it is certain.
+    """
+    for at in range(length + 1):
+        nodes[at].origin = -1
+        nodes[at].first = nodes[at].second = -np.inf
+    nodes[0].best, nodes[0].first = score, 0.0
+    characters = at = reached = 0
+    while at < length:
+        here = nodes[at].best
+        if here < -_RESET:
+            for end in range(at, reached + 1):
+                if end == at or nodes[end].origin != -1:
+                    nodes[end].best -= here
+            here = np.float32(0)
+        width = min(_width(octets[start + at]), length - at)
+        alone = False  # whether the character is a piece
+        node, unit = np.uint64(0), units[0]
+        for end in range(at + 1, length + 1):
+            child = (unit & np.uint64(0xFFFFFFFF)) + np.uint64(octets[start + end - 1])
+            unit = units[child]
+            if unit >> np.uint64(32) != node:
+                break
+            node = child
+            piece = node_pieces[node]
+            if piece >= 0:
+                reached = max(reached, end)
+                alone |= end == at + width
+                _reach(nodes, at, end, piece, scores[piece], here)
+        if not alone:
+            reached = max(reached, at + width)
+            _reach(nodes, at, at + width, unknown, unknown_score, here)
+        at += width
+        characters += 1
+    # A sum of n float32 is wrong by at most n 2^-24 times the largest partial sum, so two are in the right order if they
+    # differ by n 2^-23 times the one nearer to 0 and a little. And nowhere in the word may the count begin anew.
+    margin = nodes[length].first - nodes[length].second
+    certain = 0.999 * margin * 2.0**23 / characters + nodes[length].first
+    return nodes[length].best, np.float32(min(certain, _RESET + (characters + 1) * unknown_score - 1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _chunk(octets, start, length, n):  # type: ignore[no-untyped-def]
+    """Bytes 8 n to 8 n + 8 of a word."""
+    chunk = _u64(octets, np.uint64(start + 8 * n))
+    left = length - 8 * n
+    return chunk if left >= 8 else chunk & (np.uint64(1) << np.uint64(8 * left)) - np.uint64(1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _word_slot(octets, start, length):  # type: ignore[no-untyped-def]
+    value = np.uint64(length)
+    for n in range((length + 7) // 8):
+        value = (value ^ _chunk(octets, start, length, n)) * np.uint64(0x9E3779B97F4A7C15)
+        value ^= value >> np.uint64(32)
+    return value & np.uint64(_SLOTS - 1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _holds(cache, slot, octets, start, length):  # type: ignore[no-untyped-def]
+    if cache[slot, 0] & np.uint64(0xFF) != length:
+        return False
+    for n in range((length + 7) // 8):
+        if cache[slot, 1 + n] != _chunk(octets, start, length, n):
+            return False
+    return True
+
+
+@numba.njit(cache=True, nogil=True)
+def _limit(cache, slot):  # type: ignore[no-untyped-def]
+    return np.uint32(cache[slot, 0] >> np.uint64(32)).view(np.float32)
+
+
+@numba.njit(cache=True, nogil=True)
+def _load(cache, slot, path):  # type: ignore[no-untyped-def]
+    steps = np.int64(cache[slot, 0] >> np.uint64(8) & np.uint64(0xFF))
+    for n in range(steps):
+        path[n] = np.int64(cache[slot, 1 + _WORD_BYTES // 8 + n // 2] >> np.uint64(32 * (n % 2)) & np.uint64(0xFFFFFFFF))
+    return steps
+
+
+@numba.njit(cache=True, nogil=True)
+def _store(cache, slot, octets, start, length, limit, path, steps):  # type: ignore[no-untyped-def]
+    bits = np.uint64(np.float32(limit).view(np.uint32))
+    cache[slot, 0] = bits << np.uint64(32) | np.uint64(steps) << np.uint64(8) | np.uint64(length)
+    for n in range((length + 7) // 8):
+        cache[slot, 1 + n] = _chunk(octets, start, length, n)
+    for n in range(0, steps, 2):
+        second = np.uint64(path[n + 1]) if n + 1 < steps else np.uint64(0)
+        cache[slot, 1 + _WORD_BYTES // 8 + n // 2] = np.uint64(path[n]) | second << np.uint64(32)
