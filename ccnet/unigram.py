@@ -22,17 +22,20 @@ _SPACE_MARK = "\u2581".encode()
 _UNKNOWN_PENALTY = np.float32(10)
 _RESET = np.float32(100_000)
 
-# A word that was split: its length, the number of its pieces and the score (below 0) down to which the text before it may
-# fall, in the first number; then the bytes of the word and the pieces.
-_SLOTS = 1 << 15
-_WORD_BYTES = 56
-_WORD_PIECES = 16
+# A word that was split, in one cache line: in the first number the word's length, the number of its pieces and, above, the
+# negative of the score down to which the text before it may fall (float32); the word's bytes; its pieces (uint16).
+_SLOTS = 1 << 16
+_WORD_BYTES = 40
+_WORD_PIECES = 8
+_FIRST_PIECES = 1 + _WORD_BYTES // 8
 
-_FREE = np.uint64(0xFFFFFFFFFFFFFFFF)
+# What `_normalize` returns in place of a size.
+_IN_A_CHARACTER = -1
+_TOO_SMALL = -2
 
 # The end of a character of a word: the best score up to there, where its last piece begins and which it is; and the two
 # best sums of scores from the word's beginning, exact but for double precision's own rounding.
-_NODE = np.dtype([("first", "f8"), ("second", "f8"), ("best", "f4"), ("piece", "i4"), ("origin", "i8")])
+_NODE = np.dtype([("first", "f8"), ("second", "f8"), ("best", "f4"), ("piece", "i4"), ("origin", "i4")])
 
 
 class Pieces(NamedTuple):
@@ -58,8 +61,7 @@ class _Rules(NamedTuple):
 
 
 class _Trie(NamedTuple):
-    units: np.ndarray  # uint64, a double array: where a node's children are, by byte, and in the high half its parent
-    pieces: np.ndarray  # int32[units], the piece that ends at each node, or -1
+    units: np.ndarray  # uint64, see `_build_trie`
     scores: np.ndarray  # float32[pieces]
     widths: np.ndarray  # int32[pieces], bytes
     unknown: int
@@ -75,15 +77,19 @@ class Unigram:
         self.unknown = trie.unknown
         self._rules = rules
         self._trie = trie
-        self._cache = np.zeros((_SLOTS, 1 + (_WORD_BYTES + 4 * _WORD_PIECES) // 8), np.uint64)
+        self._cache = np.zeros((_SLOTS, _FIRST_PIECES + _WORD_PIECES // 4), np.uint64)
 
     def encode(self, octets: np.ndarray, lines: np.ndarray) -> Pieces | None:
         """The pieces of a text, or None where a rule of the model cuts a character in two.
 
         Args: octets uint8, UTF-8; lines int64, where in it each line begins, ascending.
         """
-        normal, size, starts_of_lines = _normalize(octets, lines, *self._rules)
-        if size < 0:
+        size, room = _TOO_SMALL, 2 * len(octets) + 1024
+        while size == _TOO_SMALL:
+            normal, starts_of_lines = np.empty(room, np.uint8), np.zeros(len(lines), np.int64)
+            size = _normalize(octets, lines, *self._rules, normal, starts_of_lines)
+            room *= 2
+        if size == _IN_A_CHARACTER:
             return None
         ids, starts = _encode(normal, size, *self._trie, self._cache)
         return Pieces(ids, starts, normal[:size], starts_of_lines)
@@ -93,7 +99,7 @@ def read_unigram(model: bytes) -> Unigram | None:
     """The model that a file of SentencePiece holds, or None where it is of another kind.
 
     That is: no unigram model, pieces that a user defined or for bytes, spaces that are not marked or are behind words,
-    scores above 0, rules that give control characters.
+    scores above 0, more than 65,536 pieces, rules that give control characters.
     """
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(model)
@@ -110,17 +116,16 @@ def read_unigram(model: bytes) -> Unigram | None:
         or not normalizer.escape_whitespaces
         or not {normal, unknown} <= kinds <= {normal, unknown, control, unused}
         or (scores > 0).any()
+        or len(scores) > 1 << 16
     ):
         return None
     spellings = [piece.piece.encode() for piece in proto.pieces]
     used = sorted((spelling, i) for i, spelling in enumerate(spellings) if proto.pieces[i].type == normal)
     ends = np.cumsum([len(spelling) for spelling, _ in used])
     octets = np.frombuffer(b"".join(spelling for spelling, _ in used), np.uint8)
-    units, found = _build_trie(octets, np.concatenate([[0], ends[:-1]]), ends)
-    order = np.array([i for _, i in used], np.int32)
+    order = np.array([i for _, i in used])
     trie = _Trie(
-        units,
-        pieces=np.where(found < 0, found, order[found]),
+        _build_trie(octets, np.concatenate([[0], ends[:-1]]), ends, order),
         scores=scores,
         widths=np.array([len(spelling) for spelling in spellings], np.int32),
         unknown=[piece.type for piece in proto.pieces].index(unknown),
@@ -233,12 +238,13 @@ def _is_space_mark(octets, i):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _normalize(octets, lines, units, replacements, longest, plain, dummy_prefix, remove_extra):  # type: ignore[no-untyped-def]
-    """The text, its size (at least 8 bytes less than the array's), and where its lines begin; size -1: see `encode`."""
+def _normalize(octets, lines, units, replacements, longest, plain, dummy_prefix, remove_extra, out, starts):  # type: ignore[no-untyped-def]
+    """Write the text to `out` and where its lines begin to `starts`, all 0 before.
+
+    Returns: the text's size, at least 8 less than the array's, or what it is that hinders.
+    """
     end = len(octets)
-    starts = np.zeros(len(lines), np.int64)
-    out = np.empty(3 * end + longest + 16, np.uint8)
-    size = i = 0
+    i = 0
     while remove_extra and i < end:
         length, value = _rule(units, octets, i)
         if length == 0 and octets[i] == 0x20:
@@ -247,69 +253,82 @@ def _normalize(octets, lines, units, replacements, longest, plain, dummy_prefix,
             break
         i += length
     if i == end:
-        return out, 0, starts
+        return 0
     line = 0
-    while line < len(lines) and lines[line] <= i:
-        line += 1
-    next_line = lines[line] if line < len(lines) else end
-    if dummy_prefix:
-        size = _put_space(out, size)
+    size = _put_space(out, 0) if dummy_prefix else 0
     after_space = remove_extra
+    first = True
     while i < end:
-        if i >= next_line:
-            while line < len(lines) and lines[line] <= i:
-                starts[line] = size
-                line += 1
-            next_line = lines[line] if line < len(lines) else end
-        octet = octets[i]
-        if octet < 0x80 and plain[octet] and (i + 1 == end or octets[i + 1] < 0x80):
-            if octet != 0x20:
-                out[size] = octet
-                size += 1
-                after_space = False
-            elif not after_space:
-                size = _put_space(out, size)
-                after_space = remove_extra
-            i += 1
+        while line < len(lines) and lines[line] <= i:
+            starts[line] = 0 if first else size
+            line += 1
+        first = False
+        next_line = min(lines[line], end) if line < len(lines) else end
+        room = (len(out) - size - longest - 16) // 3
+        if room <= 0:
+            return _TOO_SMALL
+        i, size, after_space = _put_plain(octets, i, min(next_line, i + room), plain, out, size, after_space, remove_extra)
+        if i == next_line or octets[i] < 0x80 and plain[octets[i]] and (i + 1 == end or octets[i + 1] < 0x80):
             continue
         length, value = _rule(units, octets, i)
         if length == 0:
-            length = _width(octet)
+            length = _width(octets[i])
             size, after_space = _put(octets, i, i + length, out, size, after_space, remove_extra)
         elif i + length < end and octets[i + length] & 0xC0 == 0x80 or replacements[value] & 0xC0 == 0x80:
-            return out, -1, starts
+            return _IN_A_CHARACTER
         else:
             stop = value
             while replacements[stop] != 0:
                 stop += 1
             size, after_space = _put(replacements, value, stop, out, size, after_space, remove_extra)
         i += length
-        if size + 3 * (end - i) + longest + 16 > len(out):
-            grown = np.empty(2 * len(out), np.uint8)
-            grown[:size] = out[:size]
-            out = grown
     while remove_extra and size >= 3 and _is_space_mark(out, size - 3):
         size -= 3
     starts[line:] = size
-    return out, size, starts
+    return size
 
 
 @numba.njit(cache=True, nogil=True)
-def _build_trie(octets, starts, ends):  # type: ignore[no-untyped-def]
-    """The trie of sorted, different spellings: units and the number of the spelling that ends at each, as in `_Trie`."""
-    units = np.full(4 * len(octets) + 1024, _FREE, np.uint64)
-    spellings = np.full(len(units), -1, np.int32)
+def _put_plain(octets, start, end, plain, out, size, after_space, remove_extra):  # type: ignore[no-untyped-def]
+    """Write ASCII characters that no rule changes. Returns where they end, and the size and `after_space` there."""
+    size = np.uint64(size)
+    for i in range(start, end):
+        octet = octets[i]
+        if octet >= 0x80 or not plain[octet] or (i + 1 < len(octets) and octets[i + 1] >= 0x80):
+            return i, np.int64(size), after_space
+        if octet != 0x20:
+            out[size] = octet
+            size += np.uint64(1)
+            after_space = False
+        elif not after_space:
+            out[size] = 0xE2
+            out[size + np.uint64(1)] = 0x96
+            out[size + np.uint64(2)] = 0x81
+            size += np.uint64(3)
+            after_space = remove_extra
+    return end, np.int64(size), after_space
+
+
+@numba.njit(cache=True, nogil=True)
+def _build_trie(octets, starts, ends, pieces):  # type: ignore[no-untyped-def]
+    """The trie of sorted, different spellings as a double array: uint64[nodes and gaps].
+
+    The child of a node by a byte is at the node's base plus the byte, if the byte is in the lowest 8 bits there. Above them
+    are 28 bits for the base, 0 in a leaf and else not another node's, and 28 bits for 1 + the piece that ends at the node.
+    """
+    units = np.zeros(4 * len(octets) + 1024, np.uint64)
+    is_base = np.zeros(len(units), np.bool_)
     nodes = np.empty((len(octets) + 1, 4), np.int64)  # a node, the first and last + 1 of its spellings, their common bytes
     nodes[0] = 0, 0, len(starts), 0
-    units[0] = 0
-    count, done, free, size = 1, 0, 1, 1
     labels = np.empty(257, np.int64)
     firsts = np.empty(257, np.int64)
+    count = free = size = 1
+    done = 0
     while done < count:
         node, first, last, depth = nodes[done]
         done += 1
         if starts[first] + depth == ends[first]:
-            spellings[node] = first
+            units[node] |= np.uint64(pieces[first] + 1) << np.uint64(36)
             first += 1
         children = 0
         for i in range(first, last):
@@ -320,67 +339,96 @@ def _build_trie(octets, starts, ends):  # type: ignore[no-untyped-def]
         if children == 0:
             continue
         firsts[children] = last
-        while units[free] != _FREE:
+        while units[free]:
             free += 1
         base = max(free - labels[0], 1)
-        child = 0
-        while child < children:
-            child = 0
-            while child < children and units[base + labels[child]] == _FREE:
-                child += 1
-            base += child < children
-        units[node] |= np.uint64(base)
+        fits = False
+        while not fits:
+            fits = not is_base[base]
+            for child in range(children):
+                fits &= not units[base + labels[child]]
+            base += not fits
+        is_base[base] = True
+        free = max(free, base - 256)  # or the gaps that are too small would be tried again and again
+        units[node] |= np.uint64(base) << np.uint64(8)
         for child in range(children):
-            units[base + labels[child]] = np.uint64(node) << np.uint64(32)
+            units[base + labels[child]] = labels[child]
             nodes[count] = base + labels[child], firsts[child], firsts[child + 1], depth + 1
             count += 1
         size = max(size, base + 256)
-    return units[:size].copy(), spellings[:size].copy()
+    return units[:size].copy()
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode(octets, end, units, node_pieces, scores, widths, unknown, unknown_score, by_words, cache):  # type: ignore[no-untyped-def]
+def _encode(octets, end, units, scores, widths, unknown, unknown_score, by_words, cache):  # type: ignore[no-untyped-def]
     ids = np.empty(end, np.int32)
     starts = np.empty(end + 1, np.int64)
-    path = np.empty(_WORD_BYTES, np.int32)  # the pieces of a word, the last one first
+    word = np.empty(_WORD_BYTES, np.int32)
     nodes = np.empty(_WORD_BYTES + 1, _NODE)
     count = 0
     score = np.float32(0)  # of the best path up to `start`
     start = 0
     while start < end:
-        stop = end
-        if by_words:
-            stop = start + 1
-            while stop < end and not _is_space_mark(octets, stop):
-                stop += 1
-        length = stop - start
+        length = (_next_word(octets, start, end) if by_words else end) - start
         if score < -_RESET:
             score = np.float32(0)
         slot = _word_slot(octets, start, length) if length <= _WORD_BYTES else np.uint64(0)
         if _holds(cache, slot, octets, start, length) and -score < _limit(cache, slot):
-            steps = _load(cache, slot, path)
-            for n in range(steps - 1, -1, -1):
-                score += unknown_score if path[n] == unknown else scores[path[n]]
+            for n in range(_steps(cache, slot)):
+                piece = _piece(cache, slot, n)
+                score += unknown_score if piece == unknown else scores[piece]
+                count = _append(ids, starts, count, piece, start, unknown)
+                start += _width(octets[start]) if piece == unknown else widths[piece]
         else:
-            if length > len(path):
-                path, nodes = np.empty(2 * length, np.int32), np.empty(2 * length + 1, _NODE)
-            before = score
-            score, limit = _best_path(octets, start, length, score, units, node_pieces, scores, unknown, unknown_score, nodes)
-            steps, at = 0, length
-            while at > 0:
-                path[steps] = nodes[at].piece
-                steps += 1
-                at = nodes[at].origin
-            if length <= _WORD_BYTES and steps <= _WORD_PIECES and -before < limit:
-                _store(cache, slot, octets, start, length, limit, path, steps)
-        for n in range(steps - 1, -1, -1):
-            if path[n] != unknown or count == 0 or ids[count - 1] != unknown:
-                ids[count] = path[n]
-                starts[count] = start
-                count += 1
-            start += _width(octets[start]) if path[n] == unknown else widths[path[n]]
+            score, count = _split(
+                octets, start, length, score, units, scores, widths, unknown, unknown_score, nodes, word, cache, slot,
+                ids, starts, count,
+            )  # fmt: skip
+            start += length
     starts[count] = end
     return ids[:count], starts[: count + 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _split(  # type: ignore[no-untyped-def]
+    octets, start, length, score, units, scores, widths, unknown, unknown_score, nodes, path, cache, slot, ids, starts, count
+):
+    """Append the best path through a word, and remember it. Returns the score at its end, and the new count."""
+    if length > len(path):
+        path, nodes = np.empty(length, np.int32), np.empty(length + 1, _NODE)
+    before = score
+    score, limit = _best_path(octets, start, length, score, units, scores, unknown, unknown_score, nodes)
+    steps, at = 0, length
+    while at > 0:
+        steps += 1
+        path[-steps] = nodes[at].piece
+        at = nodes[at].origin
+    path = path[len(path) - steps :]
+    if length <= _WORD_BYTES and steps <= _WORD_PIECES and -before < limit:
+        _store(cache, slot, octets, start, length, limit, path)
+    for piece in path:
+        count = _append(ids, starts, count, piece, start, unknown)
+        start += _width(octets[start]) if piece == unknown else widths[piece]
+    return score, count
+
+
+@numba.njit(cache=True, nogil=True)
+def _append(ids, starts, count, piece, start, unknown):  # type: ignore[no-untyped-def]
+    """Write a piece, unless it is an unknown one that continues another. Returns the new count."""
+    if piece == unknown and count and ids[count - 1] == unknown:
+        return count
+    ids[count] = piece
+    starts[count] = start
+    return count + 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _next_word(octets, start, end):  # type: ignore[no-untyped-def]
+    """Where the next space mark is, or the end."""
+    for i in range(np.uint64(start + 1), np.uint64(end)):
+        if octets[i] == 0xE2 and octets[i + np.uint64(1)] == 0x96 and octets[i + np.uint64(2)] == 0x81:
+            return np.int64(i)
+    return end
 
 
 @numba.njit(cache=True, nogil=True)
@@ -399,7 +447,7 @@ def _reach(nodes, start, end, piece, score, here):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _best_path(octets, start, length, score, units, node_pieces, scores, unknown, unknown_score, nodes):  # type: ignore[no-untyped-def]
+def _best_path(octets, start, length, score, units, scores, unknown, unknown_score, nodes):  # type: ignore[no-untyped-def]
     """The best path through a word, in `nodes`.
 
     Returns: the score at its end, and down to which negative of a score before the word it is certain.
@@ -418,14 +466,13 @@ def _best_path(octets, start, length, score, units, node_pieces, scores, unknown
             here = np.float32(0)
         width = min(_width(octets[start + at]), length - at)
         alone = False  # whether the character is a piece
-        node, unit = np.uint64(0), units[0]
+        unit = units[0]
         for end in range(at + 1, length + 1):
-            child = (unit & np.uint64(0xFFFFFFFF)) + np.uint64(octets[start + end - 1])
-            unit = units[child]
-            if unit >> np.uint64(32) != node:
+            octet = np.uint64(octets[start + end - 1])
+            unit = units[(unit >> np.uint64(8) & np.uint64(0xFFFFFFF)) + octet]
+            if unit & np.uint64(0xFF) != octet:
                 break
-            node = child
-            piece = node_pieces[node]
+            piece = np.int64(unit >> np.uint64(36)) - 1
             if piece >= 0:
                 reached = max(reached, end)
                 alone |= end == at + width
@@ -475,19 +522,21 @@ def _limit(cache, slot):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _load(cache, slot, path):  # type: ignore[no-untyped-def]
-    steps = np.int64(cache[slot, 0] >> np.uint64(8) & np.uint64(0xFF))
-    for n in range(steps):
-        path[n] = np.int64(cache[slot, 1 + _WORD_BYTES // 8 + n // 2] >> np.uint64(32 * (n % 2)) & np.uint64(0xFFFFFFFF))
-    return steps
+def _steps(cache, slot):  # type: ignore[no-untyped-def]
+    return np.int64(cache[slot, 0] >> np.uint64(8) & np.uint64(0xFF))
 
 
 @numba.njit(cache=True, nogil=True)
-def _store(cache, slot, octets, start, length, limit, path, steps):  # type: ignore[no-untyped-def]
+def _piece(cache, slot, n):  # type: ignore[no-untyped-def]
+    return np.int64(cache[slot, _FIRST_PIECES + n // 4] >> np.uint64(16 * (n % 4)) & np.uint64(0xFFFF))
+
+
+@numba.njit(cache=True, nogil=True)
+def _store(cache, slot, octets, start, length, limit, path):  # type: ignore[no-untyped-def]
     bits = np.uint64(np.float32(limit).view(np.uint32))
-    cache[slot, 0] = bits << np.uint64(32) | np.uint64(steps) << np.uint64(8) | np.uint64(length)
+    cache[slot, 0] = bits << np.uint64(32) | np.uint64(len(path)) << np.uint64(8) | np.uint64(length)
     for n in range((length + 7) // 8):
         cache[slot, 1 + n] = _chunk(octets, start, length, n)
-    for n in range(0, steps, 2):
-        second = np.uint64(path[n + 1]) if n + 1 < steps else np.uint64(0)
-        cache[slot, 1 + _WORD_BYTES // 8 + n // 2] = np.uint64(path[n]) | second << np.uint64(32)
+    cache[slot, _FIRST_PIECES:] = 0
+    for n in range(len(path)):
+        cache[slot, _FIRST_PIECES + n // 4] |= np.uint64(path[n]) << np.uint64(16 * (n % 4))
