@@ -10,6 +10,7 @@ version 5: `probing`, and `trie` without quantisation and array compression.
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numba
@@ -36,7 +37,7 @@ class NgramModel:
         self._unigrams = unigrams
         self._tables = tables
         self._types = types
-        self._begin, self._end = self.words(np.frombuffer(b"<s></s>", np.uint8), np.array([0, 3]), np.array([3, 7]))
+        self._begin, self._end = self.spelled([b"<s>", b"</s>"])
 
     def words(self, octets: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """The numbers of the words that are spelled octets[starts[i]:ends[i]]; 0 for those that the model does not know.
@@ -44,6 +45,11 @@ class NgramModel:
         Args: octets uint8, starts and ends int64[words]. Returns: int32[words].
         """
         return _words(self._octets, self._trie, *self._vocabulary, octets, starts, ends)
+
+    def spelled(self, spellings: Sequence[bytes]) -> np.ndarray:
+        """`words` of a list."""
+        ends = np.cumsum([0, *map(len, spellings)])
+        return self.words(np.frombuffer(b"".join(spellings), np.uint8), ends[:-1], ends[1:])
 
     def scores(self, words: np.ndarray) -> np.ndarray:
         """log10 of each word's probability after those before it in its sentence, and of the end of the sentence.
@@ -72,7 +78,7 @@ def read_ngram_model(path: Path) -> NgramModel | None:
         slots, unigrams, tables, size = layout(begin, counts, multiplier)
         if os.fstat(file.fileno()).st_size < size:
             return None
-        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return NgramModel(np.frombuffer(mapped, np.uint8), trie, begin + 8, slots, unigrams, tables, counts[0])
 
 
