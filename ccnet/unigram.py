@@ -1,9 +1,9 @@
 """SentencePiece's unigram model as kernels over UTF-8: text in, pieces out, exactly those of the library.
 
-A piece is chosen by the best sum of scores along the whole text, in float32, so rounding in what comes before can decide
-between two ways to split a word. Still a word, from one space mark to the next, is split only once in most cases: no piece
-has a space mark inside, so every way to split the text passes through the words' ends, and if the best way to split a word
-is better than the second best by more than rounding can make up for, it is the best after any text up to some score.
+Pieces are chosen by the best sum of scores along the whole text, in float32, so rounding in what comes before can decide
+between two ways to split a word. Still most words are split only once. Where two bytes meet that no piece has side by side,
+every way to split the text has a piece end; what lies between two such places, a word, is split for itself; and if the best
+way is better than the second best by more than rounding can make up for, it is the best after any text up to some score.
 
 Source: Kudo, "Subword Regularization" (arXiv 1804.10959); the behaviour of sentencepiece 0.2.3, whose `Encode` takes the
 best path from left to right and begins to count anew where a score passes 100,000; and its precompiled normalisation
@@ -18,7 +18,6 @@ from sentencepiece import sentencepiece_model_pb2
 
 from ccnet.ngram import _u64
 
-_SPACE_MARK = "\u2581".encode()
 _UNKNOWN_PENALTY = np.float32(10)
 _RESET = np.float32(100_000)
 
@@ -66,7 +65,7 @@ class _Trie(NamedTuple):
     widths: np.ndarray  # int32[pieces], bytes
     unknown: int
     unknown_score: np.float32
-    by_words: bool  # no piece has a space mark after its first character
+    joined: np.ndarray  # bool[256, 256], pairs of bytes that a piece has side by side, or a character
 
 
 class Unigram:
@@ -130,7 +129,7 @@ def read_unigram(model: bytes) -> Unigram | None:
         widths=np.array([len(spelling) for spelling in spellings], np.int32),
         unknown=[piece.type for piece in proto.pieces].index(unknown),
         unknown_score=scores[order].min() - _UNKNOWN_PENALTY,
-        by_words=not any(_SPACE_MARK in spelling[1:] for spelling, _ in used),
+        joined=_joined(octets, ends),
     )
     return Unigram(spellings, rules, trie)
 
@@ -360,16 +359,28 @@ def _build_trie(octets, starts, ends, pieces):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _encode(octets, end, units, scores, widths, unknown, unknown_score, by_words, cache):  # type: ignore[no-untyped-def]
+def _joined(octets, ends):  # type: ignore[no-untyped-def]
+    joined = np.zeros((256, 256), np.bool_)
+    joined[:, 0x80:0xC0] = True  # a character goes on
+    start = 0
+    for end in ends:
+        for i in range(start + 1, end):
+            joined[octets[i - 1], octets[i]] = True
+        start = end
+    return joined
+
+
+@numba.njit(cache=True, nogil=True)
+def _encode(octets, end, units, scores, widths, unknown, unknown_score, joined, cache):  # type: ignore[no-untyped-def]
     ids = np.empty(end, np.int32)
     starts = np.empty(end + 1, np.int64)
-    word = np.empty(_WORD_BYTES, np.int32)
-    nodes = np.empty(_WORD_BYTES + 1, _NODE)
+    path = np.empty(end, np.int32)
+    nodes = np.empty(end + 1, _NODE)
     count = 0
     score = np.float32(0)  # of the best path up to `start`
     start = 0
     while start < end:
-        length = (_next_word(octets, start, end) if by_words else end) - start
+        length = _next_word(octets, start, end, joined) - start
         if score < -_RESET:
             score = np.float32(0)
         slot = _word_slot(octets, start, length) if length <= _WORD_BYTES else np.uint64(0)
@@ -381,7 +392,7 @@ def _encode(octets, end, units, scores, widths, unknown, unknown_score, by_words
                 start += _width(octets[start]) if piece == unknown else widths[piece]
         else:
             score, count = _split(
-                octets, start, length, score, units, scores, widths, unknown, unknown_score, nodes, word, cache, slot,
+                octets, start, length, score, units, scores, widths, unknown, unknown_score, nodes, path, cache, slot,
                 ids, starts, count,
             )  # fmt: skip
             start += length
@@ -389,24 +400,22 @@ def _encode(octets, end, units, scores, widths, unknown, unknown_score, by_words
     return ids[:count], starts[: count + 1]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def _split(  # type: ignore[no-untyped-def]
     octets, start, length, score, units, scores, widths, unknown, unknown_score, nodes, path, cache, slot, ids, starts, count
 ):
     """Append the best path through a word, and remember it. Returns the score at its end, and the new count."""
-    if length > len(path):
-        path, nodes = np.empty(length, np.int32), np.empty(length + 1, _NODE)
     before = score
     score, limit = _best_path(octets, start, length, score, units, scores, unknown, unknown_score, nodes)
     steps, at = 0, length
     while at > 0:
+        path[steps] = nodes[at].piece
         steps += 1
-        path[-steps] = nodes[at].piece
         at = nodes[at].origin
-    path = path[len(path) - steps :]
     if length <= _WORD_BYTES and steps <= _WORD_PIECES and -before < limit:
-        _store(cache, slot, octets, start, length, limit, path)
-    for piece in path:
+        _store(cache, slot, octets, start, length, limit, path, steps)
+    for n in range(steps - 1, -1, -1):
+        piece = path[n]
         count = _append(ids, starts, count, piece, start, unknown)
         start += _width(octets[start]) if piece == unknown else widths[piece]
     return score, count
@@ -423,10 +432,9 @@ def _append(ids, starts, count, piece, start, unknown):  # type: ignore[no-untyp
 
 
 @numba.njit(cache=True, nogil=True)
-def _next_word(octets, start, end):  # type: ignore[no-untyped-def]
-    """Where the next space mark is, or the end."""
+def _next_word(octets, start, end, joined):  # type: ignore[no-untyped-def]
     for i in range(np.uint64(start + 1), np.uint64(end)):
-        if octets[i] == 0xE2 and octets[i + np.uint64(1)] == 0x96 and octets[i + np.uint64(2)] == 0x81:
+        if not joined[octets[i - np.uint64(1)], octets[i]]:
             return np.int64(i)
     return end
 
@@ -446,7 +454,7 @@ def _reach(nodes, start, end, piece, score, here):  # type: ignore[no-untyped-de
         node.second = first
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, inline="always")
 def _best_path(octets, start, length, score, units, scores, unknown, unknown_score, nodes):  # type: ignore[no-untyped-def]
     """The best path through a word, in `nodes`.
 
@@ -532,11 +540,13 @@ def _piece(cache, slot, n):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _store(cache, slot, octets, start, length, limit, path):  # type: ignore[no-untyped-def]
+def _store(cache, slot, octets, start, length, limit, path, steps):  # type: ignore[no-untyped-def]
+    """`path` has the last piece first."""
     bits = np.uint64(np.float32(limit).view(np.uint32))
-    cache[slot, 0] = bits << np.uint64(32) | np.uint64(len(path)) << np.uint64(8) | np.uint64(length)
+    cache[slot, 0] = bits << np.uint64(32) | np.uint64(steps) << np.uint64(8) | np.uint64(length)
     for n in range((length + 7) // 8):
         cache[slot, 1 + n] = _chunk(octets, start, length, n)
-    cache[slot, _FIRST_PIECES:] = 0
-    for n in range(len(path)):
-        cache[slot, _FIRST_PIECES + n // 4] |= np.uint64(path[n]) << np.uint64(16 * (n % 4))
+    for n in range(_FIRST_PIECES, cache.shape[1]):
+        cache[slot, n] = 0
+    for n in range(steps):
+        cache[slot, _FIRST_PIECES + n // 4] |= np.uint64(path[steps - 1 - n]) << np.uint64(16 * (n % 4))
