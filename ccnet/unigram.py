@@ -23,7 +23,7 @@ _RESET = np.float32(100_000)
 
 # A word that was split, in one cache line: in the first number the word's length, the number of its pieces and, above, the
 # negative of the score down to which the text before it may fall (float32); the word's bytes; its pieces (uint16).
-_SLOTS = 1 << 16
+_SLOT_BITS = 16
 _WORD_BYTES = 40
 _WORD_PIECES = 8
 _FIRST_PIECES = 1 + _WORD_BYTES // 8
@@ -76,7 +76,7 @@ class Unigram:
         self.unknown = trie.unknown
         self._rules = rules
         self._trie = trie
-        self._cache = np.zeros((_SLOTS, _FIRST_PIECES + _WORD_PIECES // 4), np.uint64)
+        self._cache = np.zeros((1 << _SLOT_BITS, _FIRST_PIECES + _WORD_PIECES // 4), np.uint64)
 
     def encode(self, octets: np.ndarray, lines: np.ndarray) -> Pieces | None:
         """The pieces of a text, or None where a rule of the model cuts a character in two.
@@ -509,9 +509,8 @@ def _chunk(octets, start, length, n):  # type: ignore[no-untyped-def]
 def _word_slot(octets, start, length):  # type: ignore[no-untyped-def]
     value = np.uint64(length)
     for n in range((length + 7) // 8):
-        value = (value ^ _chunk(octets, start, length, n)) * np.uint64(0x9E3779B97F4A7C15)
-        value ^= value >> np.uint64(32)
-    return value & np.uint64(_SLOTS - 1)
+        value = (value ^ value >> np.uint64(32) ^ _chunk(octets, start, length, n)) * np.uint64(0x9E3779B97F4A7C15)
+    return value >> np.uint64(64 - _SLOT_BITS)
 
 
 @numba.njit(cache=True, nogil=True)
