@@ -56,7 +56,8 @@ class NgramModel:
 
         Args: words int32[n]. Returns: float32[n + 1]; added in float32 from the left they are `kenlm.Model.score`.
         """
-        sentence = np.concatenate([[self._begin], words, [self._end]]).astype(np.uint32)
+        sentence = np.empty(len(words) + 2, np.uint32)
+        sentence[0], sentence[1:-1], sentence[-1] = self._begin, words, self._end
         if self._trie:
             return _trie_scores(self._octets, self._unigrams, self._tables, self._types, sentence)
         return _probing_scores(self._octets, self._unigrams, self._tables, sentence)

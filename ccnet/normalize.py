@@ -186,7 +186,9 @@ def _lm_octets(octets, key_table, entries, pool, growth, lines):  # type: ignore
                 out[size + n] = octets[i + n]
             size += width
         elif entry == _LM_SIGMA:
-            size = _encode(np.uint32(0x3C2) if _is_final_sigma(octets, start, i, end, key_table) else np.uint32(0x3C3), out, size)
+            size = _encode(
+                np.uint32(0x3C2) if _is_final_sigma(octets, start, i, end, key_table) else np.uint32(0x3C3), out, size
+            )
         else:
             return out[:0], False
         i += width

@@ -17,9 +17,9 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_pb2
 
-from ccnet.ngram import NgramModel, read_ngram_model
+from ccnet.ngram import read_ngram_model
 from ccnet.normalize import lm_octets
-from ccnet.unigram import Unigram, read_unigram
+from ccnet.unigram import read_unigram
 
 
 class LanguageModel:

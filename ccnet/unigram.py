@@ -267,13 +267,13 @@ def _normalize(octets, lines, units, replacements, longest, plain, dummy_prefix,
         if room <= 0:
             return _TOO_SMALL
         i, size, after_space = _put_plain(octets, i, min(next_line, i + room), plain, out, size, after_space, remove_extra)
-        if i == next_line or octets[i] < 0x80 and plain[octets[i]] and (i + 1 == end or octets[i + 1] < 0x80):
+        if i == next_line or (octets[i] < 0x80 and plain[octets[i]] and (i + 1 == end or octets[i + 1] < 0x80)):
             continue
         length, value = _rule(units, octets, i)
         if length == 0:
             length = _width(octets[i])
             size, after_space = _put(octets, i, i + length, out, size, after_space, remove_extra)
-        elif i + length < end and octets[i + length] & 0xC0 == 0x80 or replacements[value] & 0xC0 == 0x80:
+        elif (i + length < end and octets[i + length] & 0xC0 == 0x80) or replacements[value] & 0xC0 == 0x80:
             return _IN_A_CHARACTER
         else:
             stop = value
@@ -517,7 +517,7 @@ def _word_slot(octets, start, length):  # type: ignore[no-untyped-def]
 def _holds(cache, slot, octets, start, length):  # type: ignore[no-untyped-def]
     if cache[slot, 0] & np.uint64(0xFF) != length:
         return False
-    for n in range((length + 7) // 8):
+    for n in range((length + 7) // 8):  # noqa: SIM110
         if cache[slot, 1 + n] != _chunk(octets, start, length, n):
             return False
     return True
