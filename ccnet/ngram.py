@@ -51,10 +51,11 @@ class NgramModel:
         ends = np.cumsum([0, *map(len, spellings)])
         return self.words(np.frombuffer(b"".join(spellings), np.uint8), ends[:-1], ends[1:])
 
-    def scores(self, words: np.ndarray) -> np.ndarray:
-        """log10 of each word's probability after those before it in its sentence, and of the end of the sentence.
+    def score(self, words: np.ndarray) -> tuple[float, np.ndarray]:
+        """log10 of a sentence's probability, exactly `kenlm.Model.score`, and of what it is made of.
 
-        Args: words int32[n]. Returns: float32[n + 1]; added in float32 from the left they are `kenlm.Model.score`.
+        Args: words int32[n].
+        Returns: the sum; and float32[n + 1], of each word after those before it, and of the sentence's end.
         """
         sentence = np.empty(len(words) + 2, np.uint32)
         sentence[0], sentence[1:-1], sentence[-1] = self._begin, words, self._end
@@ -207,6 +208,7 @@ def _probing_scores(model, unigrams, tables, sentence):  # type: ignore[no-untyp
     longest = len(tables) - 1
     backoff, following = np.zeros(longest + 1, np.float32), np.zeros(longest + 1, np.float32)
     scores = np.empty(len(sentence) - 1, np.float32)
+    total = np.float32(0)
     context = 1  # words before this one that matter to it
     backoff[0] = _f32(model, unigrams + np.uint64(8) * np.uint64(sentence[0]) + np.uint64(4))
     for i in range(1, len(sentence)):
@@ -237,9 +239,10 @@ def _probing_scores(model, unigrams, tables, sentence):  # type: ignore[no-untyp
         for n in range(matched, context):
             score += backoff[n]
         scores[i - 1] = score
+        total += score
         backoff, following = following, backoff
         context = extent
-    return scores
+    return total, scores
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -285,6 +288,7 @@ def _trie_scores(model, unigrams, tables, types, sentence):  # type: ignore[no-u
     longest = len(tables) - 1
     backoff, following = np.zeros(longest + 1, np.float32), np.zeros(longest + 1, np.float32)
     scores = np.empty(len(sentence) - 1, np.float32)
+    total = np.float32(0)
     context = 1
     backoff[0] = _f32(model, unigrams + np.uint64(16) * np.uint64(sentence[0]) + np.uint64(4))
     for i in range(1, len(sentence)):
@@ -317,6 +321,7 @@ def _trie_scores(model, unigrams, tables, types, sentence):  # type: ignore[no-u
         for n in range(matched, context):
             score += backoff[n]
         scores[i - 1] = score
+        total += score
         backoff, following = following, backoff
         context = extent
-    return scores
+    return total, scores

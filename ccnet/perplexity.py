@@ -73,8 +73,7 @@ class LanguageModel:
         words = words_of_pieces[pieces.ids]
         unknown = np.flatnonzero(pieces.ids == unigram.unknown)
         words[unknown] = model.words(pieces.normal, pieces.starts[unknown], pieces.starts[unknown + 1])
-        scores = model.scores(words)
-        return float(np.cumsum(scores, dtype=np.float32)[-1]), scores, pieces.starts[:-1], pieces.lines
+        return *model.score(words), pieces.starts[:-1], pieces.lines
 
     def _library_scores(self, text: str, lines: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         sentence = sentencepiece_pb2.SentencePieceText()
