@@ -54,7 +54,7 @@ class LanguageModel:
 
         A line's is 10 to the power of the negative mean log10 probability of the pieces that begin in it; the end of the
         sentence counts with the last line that has a piece, and a line without one has nan. So the document's is the
-        geometric mean of the lines', weighted with their pieces.
+        geometric mean of the lines', weighted with their pieces, but for the rounding of KenLM's float32 sum.
         """
         octets, lines = lm_octets(text)
         scored = self._scores(octets, lines) or self._library_scores(octets.tobytes().decode(), lines)
