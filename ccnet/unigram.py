@@ -103,7 +103,7 @@ def read_unigram(model: bytes) -> Unigram | None:
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(model)
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    kinds = {piece.type for piece in proto.pieces}
+    spellings, kinds = [piece.piece.encode() for piece in proto.pieces], [piece.type for piece in proto.pieces]
     normal, unknown, control, unused = (getattr(proto.SentencePiece, k) for k in ("NORMAL", "UNKNOWN", "CONTROL", "UNUSED"))
     rules = _rules(normalizer)
     scores = np.array([piece.score for piece in proto.pieces], np.float32)
@@ -113,21 +113,20 @@ def read_unigram(model: bytes) -> Unigram | None:
         or trainer.treat_whitespace_as_suffix
         or trainer.byte_fallback
         or not normalizer.escape_whitespaces
-        or not {normal, unknown} <= kinds <= {normal, unknown, control, unused}
+        or not {normal, unknown} <= set(kinds) <= {normal, unknown, control, unused}
         or (scores > 0).any()
         or len(scores) > 1 << 16
     ):
         return None
-    spellings = [piece.piece.encode() for piece in proto.pieces]
-    used = sorted((spelling, i) for i, spelling in enumerate(spellings) if proto.pieces[i].type == normal)
+    used = sorted((spelling, piece) for piece, spelling in enumerate(spellings) if kinds[piece] == normal)
     ends = np.cumsum([len(spelling) for spelling, _ in used])
     octets = np.frombuffer(b"".join(spelling for spelling, _ in used), np.uint8)
-    order = np.array([i for _, i in used])
+    order = np.array([piece for _, piece in used])
     trie = _Trie(
         _build_trie(octets, np.concatenate([[0], ends[:-1]]), ends, order),
         scores=scores,
         widths=np.array([len(spelling) for spelling in spellings], np.int32),
-        unknown=[piece.type for piece in proto.pieces].index(unknown),
+        unknown=kinds.index(unknown),
         unknown_score=scores[order].min() - _UNKNOWN_PENALTY,
         joined=_joined(octets, ends),
     )
@@ -348,7 +347,7 @@ def _build_trie(octets, starts, ends, pieces):  # type: ignore[no-untyped-def]
                 fits &= not units[base + labels[child]]
             base += not fits
         is_base[base] = True
-        free = max(free, base - 256)  # or the gaps that are too small would be tried again and again
+        free = max(free, base - 16)  # or the gaps that are too small would be tried again and again
         units[node] |= np.uint64(base) << np.uint64(8)
         for child in range(children):
             units[base + labels[child]] = labels[child]
