@@ -33,6 +33,12 @@ _CASED = np.uint32(1 << 28)  # ... which are cased,
 _IGNORABLE = np.uint32(1 << 29)  # ... or passed over (Unicode's Final_Sigma condition)
 _CODE_POINT = np.uint32(0x1FFFFF)
 
+# Entry of a code point in the other table: where its bytes are in the low 24 bits, their number above; or one of these.
+_LM_SAME = np.uint32(0xFFFFFFFF)
+_LM_SIGMA = np.uint32(0xFFFFFFFE)
+_LM_MARK = np.uint32(0xFFFFFFFD)  # a mark that stays in the text, and that NFD may have to put in order with others
+_LM_FLAG = np.uint32(0xFF000000)  # and above
+
 
 def paragraph_keys(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     """The key of every line of every document.
@@ -56,14 +62,26 @@ def lm_text(text: str) -> str:
     """A document as one line for SentencePiece and KenLM.
 
     `str.strip`, `str.lower`, NFD without the non-spacing marks, decimal digits to "0", CCNet's punctuation to ASCII,
-    control characters deleted; the line ends are among them and leave no space.
+    control characters deleted; the line ends are among them and leave no space. Exactly so for every Unicode string.
     """
-    text = text.strip().lower()
-    if text.isascii():
-        table, deleted = _lm_ascii()
-        return text.encode().translate(table, deleted).decode()
-    codes = np.frombuffer(unicodedata.normalize("NFD", text).encode("utf-32-le"), np.uint32)
-    return _lm_codes(codes, *_lm_tables()).tobytes().decode("utf-32-le")
+    return lm_octets(text)[0].tobytes().decode()
+
+
+def lm_octets(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """`lm_text` in UTF-8, and where in it each line of the text begins: uint8[n] and int64[lines], ascending."""
+    tables = _lm_tables()
+    lines = np.zeros(text.count("\n") + 1, np.int64)
+    out, done = _lm_octets(np.frombuffer(text.encode(), np.uint8), _key_tables()[0], *tables[:3], lines)
+    if done:
+        return out, lines
+    # Line by line, since neither lower() nor NFD looks beyond a line's end.
+    stripped = text.strip()
+    parts = [unicodedata.normalize("NFD", line.lower()).translate(tables[3]).encode() for line in stripped.split("\n")]
+    first = text.count("\n", 0, text.index(stripped))
+    ends = np.cumsum([len(part) for part in parts])
+    lines[first + 1 : first + len(parts)] = ends[:-1]
+    lines[first + len(parts) :] = ends[-1]
+    return np.frombuffer(b"".join(parts), np.uint8), lines
 
 
 def _all_code_points() -> str:
@@ -104,42 +122,82 @@ def key_tables() -> tuple[np.ndarray, np.ndarray]:
     return table, ascii_bytes
 
 
-def _lm_replacements() -> dict[str, str]:
+@functools.cache
+def _lm_tables() -> tuple[np.ndarray, np.ndarray, int, dict[int, str]]:
+    """What stands for each code point in the language model's text.
+
+    Returns: entries uint32[0x110000], where in the pool it is, and in the high 8 bits its bytes or one of the flags below;
+    the pool uint8[bytes]; by what factor a text grows at most; and what becomes of the code points of lower-case NFD.
+    """
     points = _all_code_points()
-    return (
-        {c: "" for c in points if unicodedata.category(c) == "Mn"}
+    categories = [unicodedata.category(c) for c in points]
+    replacements = str.maketrans(
+        {c: "" for c, category in zip(points, categories, strict=True) if category == "Mn"}
         | PUNCTUATION
         | {match.group(): "0" for match in re.finditer(r"\d", points)}
         | {chr(c): "" for c in CONTROLS}
     )
-
-
-@functools.cache
-def _lm_ascii() -> tuple[bytes, bytes]:
-    return bytes.maketrans(b"123456789", b"000000000"), bytes(c for c in CONTROLS if c < 0x80)
-
-
-@functools.cache
-def _lm_tables() -> tuple[np.ndarray, np.ndarray]:
-    """lengths uint8[0x110000] and uint32[0x110000, 3]: the code points that stand for each."""
-    lengths = np.ones(sys.maxunicode + 1, np.uint8)
-    table = np.zeros((sys.maxunicode + 1, 3), np.uint32)
-    table[:, 0] = np.arange(sys.maxunicode + 1)
-    for c, replacement in _lm_replacements().items():
-        lengths[ord(c)] = len(replacement)
-        table[ord(c), : len(replacement)] = [ord(r) for r in replacement]
-    return lengths, table
+    marks = {c for c, category in zip(points, categories, strict=True) if category == "Mc" and unicodedata.combining(c)}
+    # All in one string, a line each; the line feed's own two lines are made one again.
+    lower_nfd = unicodedata.normalize("NFD", "\n".join(points).lower()).split("\n")
+    lower_nfd[10:12] = ["\n"]
+    entries = np.full(len(points), _LM_SAME, np.uint32)
+    pool = bytearray()
+    growth = 1
+    for code, (c, decomposed) in enumerate(zip(points, lower_nfd, strict=True)):
+        if c == decomposed and code not in replacements and c not in marks:
+            continue
+        octets = decomposed.translate(replacements).encode()
+        entries[code] = _LM_MARK if marks.intersection(decomposed) else len(octets) << 24 | len(pool)
+        pool += octets
+        growth = max(growth, -(-len(octets) // len(c.encode())))
+    entries[0x3A3] = _LM_SIGMA
+    return entries, np.frombuffer(bytes(pool), np.uint8), growth, replacements
 
 
 @numba.njit(cache=True, nogil=True)
-def _lm_codes(codes, lengths, table):  # type: ignore[no-untyped-def]
-    out = np.empty(3 * len(codes), np.uint32)
+def _lm_octets(octets, key_table, entries, pool, growth, lines):  # type: ignore[no-untyped-def]
+    """The text, and whether it is right: not where marks that stay may have to be put in order. Fills in `lines`."""
+    start, end = 0, len(octets)
+    line = 0
+    while start < end:
+        code, width = _decode(octets, start)
+        if not key_table[code] & _SPACE:
+            break
+        line += code == 10
+        start += width
+    while end > start:
+        last = _previous(octets, end)
+        if not key_table[_decode(octets, last)[0]] & _SPACE:
+            break
+        end = last
+    out = np.empty(growth * (end - start), np.uint8)
     size = 0
-    for code in codes:
-        for i in range(lengths[code]):
-            out[size] = table[code, i]
-            size += 1
-    return out[:size]
+    i = start
+    while i < end:
+        code, width = _decode(octets, i)
+        entry = entries[code]
+        if entry < _LM_FLAG:
+            pooled = entry & np.uint32(0xFFFFFF)
+            for n in range(entry >> np.uint32(24)):
+                out[size + n] = pool[pooled + n]
+            size += entry >> np.uint32(24)
+            if code == 10:
+                line += 1
+                lines[line] = size
+        elif entry == _LM_SAME:
+            for n in range(width):
+                out[size + n] = octets[i + n]
+            size += width
+        elif entry == _LM_SIGMA:
+            size = _encode(
+                np.uint32(0x3C2) if _is_final_sigma(octets, start, i, end, key_table) else np.uint32(0x3C3), out, size
+            )
+        else:
+            return out[:0], False
+        i += width
+    lines[line + 1 :] = size
+    return out[:size], True
 
 
 @numba.njit(cache=True, nogil=True)

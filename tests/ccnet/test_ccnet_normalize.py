@@ -5,6 +5,7 @@ import hashlib
 import re
 import sys
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccnet.normalize import lm_text, paragraph_keys
+from ccnet.normalize import lm_octets, lm_text, paragraph_keys
 
 PUNCTUATION = {
     0xFF0C: ",", 0x3002: ".", 0x3001: ",", 0x201E: '"', 0x201D: '"', 0x201C: '"', 0x00AB: '"', 0x00BB: '"',
@@ -104,6 +105,26 @@ def test_lm_text_of_every_code_point(pattern):
 @settings(max_examples=300, deadline=None)
 def test_lm_text_of_any_text(text):
     assert lm_text(text) == slow_lm_text(text)
+
+
+marks = st.sampled_from("\u1b44\u302e\U0001d15f\u0301\uac01\u0345\n\x00 ")
+
+
+@given(st.lists(st.one_of(marks, texts), max_size=6).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_lines_of_lm_text(text):
+    """Texts with marks that may have to be put in order take another way."""
+    octets, starts = lm_octets(text)
+    assert octets.tobytes().decode() == slow_lm_text(text)
+    lines = text.split("\n")
+    assert len(starts) == len(lines)
+    body = [n for n, line in enumerate(lines) if line.strip()] or [0]
+    for n, (start, end) in enumerate(pairwise([*starts.tolist(), len(octets)])):
+        line = lines[n].lstrip() if n == body[0] else lines[n]
+        line = line.rstrip() if n == body[-1] else line
+        # Letters on both sides keep what strip() would take.
+        wanted = slow_lm_text(f"\n|{line}|\n")[1:-1] if body[0] <= n <= body[-1] else ""
+        assert octets[start:end].tobytes().decode() == wanted
 
 
 def test_lm_text_is_one_line():
