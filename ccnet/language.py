@@ -82,7 +82,7 @@ class _Words(NamedTuple):
     data: np.ndarray  # uint8
     starts: np.ndarray  # int64[words + labels + 1]
     table: np.ndarray  # int32, a power of two
-    count: int  # the labels come after so many words
+    labels_from: int  # the numbers of labels begin here
     end: int  # number of the word that ends a text, or -1
 
 
@@ -279,7 +279,7 @@ def _fill(data, starts, table):  # type: ignore[no-untyped-def]
 def _add_word(data, low, high, h, words, ngrams, rows, total):  # type: ignore[no-untyped-def]
     """Adds the rows of a word to `total`: its own, where it is in the dictionary, and its n-grams'. Returns how many."""
     number = words.table[_find(data, low, high, h, words.data, words.starts, words.table)]
-    if number >= words.count:
+    if number >= words.labels_from:
         return 0  # a label
     if number < 0 and high - low >= 9:
         label = True
@@ -305,16 +305,16 @@ def _add_word(data, low, high, h, words, ngrams, rows, total):  # type: ignore[n
                 if at >= end - 1 or data[low + at - 1] & 0xC0 != 0x80:
                     break
             if n >= ngrams.shortest and not (n == 1 and (first == 0 or at == end)):
-                row = np.int64(h)
-                row -= np.int64(np.float64(row) * inverse) * ngrams.buckets  # the quotient is rounded
+                hashed = np.int64(h)
+                row = hashed - np.int64(np.float64(hashed) * inverse) * ngrams.buckets  # the quotient is rounded
                 if row >= ngrams.buckets:
                     row -= ngrams.buckets
                 if row < 0:
                     row += ngrams.buckets
                 if len(ngrams.kept):
-                    row = np.int64(ngrams.kept[row]) if ngrams.bits[row >> 3] >> (row & 7) & 1 else -1
+                    row = ngrams.kept[row] if ngrams.bits[row >> 3] >> (row & 7) & 1 else -1
                 if row >= 0:
-                    _add(total, rows, words.count + row)
+                    _add(total, rows, words.labels_from + row)
                     count += 1
             n += 1
     return count
@@ -386,7 +386,7 @@ def _best(hidden, count, output, tree):  # type: ignore[no-untyped-def]
             for d in range(len(hidden)):
                 scores[n] += output[n, d] * hidden[d]
         scores = np.exp(scores - scores.max())
-        label = np.argmax(scores)
+        label = int(np.argmax(scores))
         return label, np.exp(_log(scores[label] / scores.sum()))
     nodes = np.empty(len(tree), np.int64)
     scores = np.empty(len(tree), np.float32)
