@@ -293,17 +293,21 @@ def _add_word(data, low, high, h, words, ngrams, rows, total):  # type: ignore[n
         count = 1
     inverse = 1.0 / ngrams.buckets
     end = high - low + 2
-    for first in range(end):  # of "<", the word, ">"
-        if 0 < first < end - 1 and data[low + first - 1] & 0xC0 == 0x80:
+    word = np.empty(end, np.uint8)  # "<", the word, ">"
+    word[0], word[end - 1] = 60, 62
+    for n in range(low, high):
+        word[n - low + 1] = data[n]
+    for first in range(end):
+        if word[first] & 0xC0 == 0x80:
             continue
         h = np.uint64(2166136261)
         at, n = first, 1
         while at < end and n <= ngrams.longest:
-            while True:  # the bytes of a character
-                h = _mix(h, np.uint8(60) if at == 0 else np.uint8(62) if at == end - 1 else data[low + at - 1])
+            h = _mix(h, word[at])
+            at += 1
+            while at < end and word[at] & 0xC0 == 0x80:  # the bytes of a character
+                h = _mix(h, word[at])
                 at += 1
-                if at >= end - 1 or data[low + at - 1] & 0xC0 != 0x80:
-                    break
             if n >= ngrams.shortest and not (n == 1 and (first == 0 or at == end)):
                 hashed = np.int64(h)
                 row = hashed - np.int64(np.float64(hashed) * inverse) * ngrams.buckets  # the quotient is rounded
