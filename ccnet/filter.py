@@ -7,6 +7,7 @@ scores are, a document stays: thresholds are applied to the columns later (`ccne
 Source: CCNet (arXiv 1911.00359, section 3) as released; the order of the steps is the same.
 """
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -154,9 +155,8 @@ def filter_segment(
     The counts are those of `Tally` and of `by_language`.
     """
     tally = Tally()
-    scorers: dict[str, LanguageModel] = {}
     batches = []
-    identifier = LanguageIdentifier(language_model, whole=whole)
+    identifier = _language_identifier(language_model, whole)
     with ExitStack() as stack:
         others = stack.enter_context(DroppedFile(dropped)) if dropped else None
         for batch in surviving_batches(source, marks, identifier, rules, tally, held_out=False, dropped=others):
@@ -167,9 +167,7 @@ def filter_segment(
                     perplexities.append(None)
                     paragraphs.append(None)
                     continue
-                if language not in scorers:
-                    scorers[language] = LanguageModel(*models[language])
-                perplexity, by_line = scorers[language].perplexities(text.as_py())
+                perplexity, by_line = _language_model(*models[language]).perplexities(text.as_py())
                 perplexities.append(perplexity)
                 paragraphs.append(by_line)
             scores = [pa.array(perplexities, pa.float64()), pa.array(paragraphs, pa.list_(pa.float32()))]
@@ -180,6 +178,14 @@ def filter_segment(
     write_documents(documents, target)
     minify(documents, minified)
     return tally.statistics() | by_language(documents)
+
+
+_language_model = functools.cache(LanguageModel)  # a worker has many segments
+
+
+@functools.cache
+def _language_identifier(model: Path, whole: bool) -> LanguageIdentifier:
+    return LanguageIdentifier(model, whole=whole)
 
 
 def paragraph_texts(sources: Iterable[str], keys: np.ndarray, *, min_length: int = 300) -> dict[int, str]:

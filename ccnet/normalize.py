@@ -71,7 +71,7 @@ def lm_octets(text: str) -> tuple[np.ndarray, np.ndarray]:
     """`lm_text` in UTF-8, and where in it each line of the text begins: uint8[n] and int64[lines], ascending."""
     tables = _lm_tables()
     lines = np.zeros(text.count("\n") + 1, np.int64)
-    out, done = _lm_octets(np.frombuffer(text.encode(), np.uint8), _key_tables()[0], *tables[:3], lines)
+    out, done = _lm_octets(np.frombuffer(text.encode(), np.uint8), key_tables()[0], *tables[:3], lines)
     if done:
         return out, lines
     # Line by line, since neither lower() nor NFD looks beyond a line's end.
@@ -161,21 +161,21 @@ def _lm_octets(octets, key_table, entries, pool, growth, lines):  # type: ignore
     start, end = 0, len(octets)
     line = 0
     while start < end:
-        code, width = _decode(octets, start)
-        if not key_table[code] & _SPACE:
+        code, width = decode(octets, start)
+        if not key_table[code] & SPACE:
             break
         line += code == 10
         start += width
     while end > start:
         last = _previous(octets, end)
-        if not key_table[_decode(octets, last)[0]] & _SPACE:
+        if not key_table[decode(octets, last)[0]] & SPACE:
             break
         end = last
     out = np.empty(growth * (end - start), np.uint8)
     size = 0
     i = start
     while i < end:
-        code, width = _decode(octets, i)
+        code, width = decode(octets, i)
         entry = entries[code]
         if entry < _LM_FLAG:
             pooled = entry & np.uint32(0xFFFFFF)

@@ -47,9 +47,9 @@ class Spec:
 
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
     name input files, `runs` those that name the `out` of earlier runs, each with the stage whose manifest is read there,
-    `alone` those with which, where they are given, it reads no other stage. `always`: its plan depends on more than those,
-    so it is made anew every time. `folder`: where it keeps work that outlives a killed unit. `writes`: the stage whose
-    outputs it makes in another way, if it does that.
+    `alone` those with which, where they are given, it reads no other stage. `optional` names stages of `reads`, each with
+    the key without which it is not read. `always`: its plan depends on more than those, so it is made anew every time.
+    `folder`: where it keeps work that outlives a killed unit. `writes`: the stage whose outputs it makes in another way.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Spec:
     files: tuple[str, ...] = ()
     runs: tuple[tuple[str, str], ...] = ()
     alone: tuple[str, ...] = ()
+    optional: tuple[tuple[str, str], ...] = ()
     always: bool = False
     folder: str | None = None
     writes: str | None = None
@@ -158,6 +159,9 @@ class Stage:
         flat = flatten(config)
         wanted = [name for name in flat if any(name == k or name.startswith(f"{k}.") for k in spec.keys)]
         self._config = {name: flat[name] for name in wanted}
+        left_out = {name for name, k in spec.optional if flat[k] is None}
+        alone = any(flat[k] for k in spec.alone)
+        self._reads = () if alone else tuple(name for name in spec.reads if name not in left_out)
         self._inputs: dict[str, str] = {}
         self._all: dict[str, Record] = {}
 
@@ -225,8 +229,7 @@ class Stage:
                 self._reset()
             write_json(stored, self._config)
             external = [(k, self._config[k]) for k in self.spec.files if self._config[k]]
-            reads = () if any(self._config[k] for k in self.spec.alone) else self.spec.reads
-            self._inputs = {name: self.upstream(name)["digest"] for name in reads}
+            self._inputs = {name: self.upstream(name)["digest"] for name in self._reads}
             self._inputs |= {k: digest_json(_prints(v)) for k, v in external}
             earlier = [(k, [self.earlier(out, name)["digest"] for out in self._config[k]]) for k, name in self.spec.runs]
             self._inputs |= {k: digest_json(digests) for k, digests in earlier if digests}

@@ -46,6 +46,7 @@ _SPECS = (
         "applies thresholds and cut-offs to the scores, writes the corpus by language and bucket",
         ("mine", "near"),
         ("dedup.min_length", "language.threshold", "language.keep", "bucket", "corpus", "keep_dropped"),
+        optional=(("near", "near.threshold"),),
     ),
     Spec(
         "tokenizer",

@@ -108,9 +108,9 @@ def _cutoffs(config: Config, perplexities: Mapping[str, Mapping[str, int]], mode
 
 def _mined_segments(stage: Stage, mined: Mapping[str, Any]) -> tuple[list[MinedSegment], list[dict[str, str]]]:
     """The segments in crawl order, and what each reads: {file: digest}."""
-    near = stage.upstream("near")
-    pairs = near["result"]["pairs"]
-    shared = {"near": near["digest"]} if pairs else {}
+    near = stage.upstream("near") if stage.config.near.threshold is not None else None
+    pairs = near and near["result"]["pairs"]
+    shared = {"near": near["digest"]} if near else {}
     segments = [MinedSegment(s["name"], stage.out / s["path"], stage.out / pairs if pairs else None) for s in mined["segments"]]
     return segments, [{s["path"]: s["digest"]} | shared for s in mined["segments"]]
 

@@ -17,7 +17,7 @@ from pipeline.__main__ import main
 from pipeline.outputs import read_json
 
 pytestmark = pytest.mark.slow
-BEFORE = ("fetch", "hash", "dedup", "lm", "mine")
+BEFORE = ("fetch", "hash", "dedup", "lm", "mine", "near")
 MENU = ["Home | About | Contact", "All rights reserved"]
 
 
