@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ccnet.buckets import bin_of
 from ccnet.corpus import ROW_GROUP_BYTES
+from ccnet.crawl import Source
 from ccnet.dedup import SegmentMarks
 from ccnet.language import LanguageIdentifier
 from ccnet.normalize import paragraph_keys
@@ -85,7 +86,7 @@ def is_held_out(digest: str, share: float) -> bool:
 
 
 def surviving_documents(
-    source: str, marks: SegmentMarks, identifier: LanguageIdentifier, rules: Rules, tally: Tally, *, held_out: bool
+    source: str | Source, marks: SegmentMarks, identifier: LanguageIdentifier, rules: Rules, tally: Tally, *, held_out: bool
 ) -> Iterator[dict[str, Any]]:
     """The documents of a segment after deduplication and language identification, in crawl order.
 
@@ -141,7 +142,7 @@ def surviving_documents(
 
 
 def filter_segment(
-    source: str,
+    source: str | Source,
     target: Path,
     *,
     marks: SegmentMarks,

@@ -217,8 +217,9 @@ class Stage:
         same = (manifest["format"], manifest["config"], manifest["inputs"]) == (FORMAT, self._config, self._inputs)
         return same and _all_there(self.out, manifest["outputs"])
 
-    def map(self, name: str, work: Work, units: Sequence[Unit]) -> list[Record]:
+    def map(self, name: str, work: Work, units: Sequence[Unit], *, at_once: int | None = None) -> list[Record]:
         """Does `work(outputs, **unit.arguments)` for every unit that has no valid record; returns all records in order.
+        `at_once`: on so many workers at most, if not on all.
 
         Records of this round whose unit is no longer planned are removed with their files. Raises `StageError`.
         """
@@ -247,18 +248,26 @@ class Stage:
         missing = [unit for unit in units if unit.name not in records]
         if missing:
             self._manifest.unlink(missing_ok=True)
-            self._run(name, work, missing, records, prints)
+            self._run(name, work, missing, records, prints, min(self.config.executor.workers, at_once or len(missing)))
         self._all |= {f"{name}/{unit.name}": records[unit.name] for unit in units}
         return [records[unit.name] for unit in units]
 
-    def _run(self, name: str, work: Work, units: Sequence[Unit], records: dict[str, Record], prints: Mapping[str, str]) -> None:
+    def _run(
+        self,
+        name: str,
+        work: Work,
+        units: Sequence[Unit],
+        records: dict[str, Record],
+        prints: Mapping[str, str],
+        workers: int,
+    ) -> None:
         folder, temporary = self._records / name, self.out / "tmp" / self.spec.name
         execute = functools.partial(_execute, work, self.out, folder, temporary, dict(prints))
         failed: dict[str, Failure] = {}
         label = self.spec.name if name == self.spec.name else f"{self.spec.name}/{name}"
         start, size = time.monotonic(), sum(unit.size for unit in units)
         with UnitProgress(label, len(units), size) as progress:
-            for unit, answer in run_units(execute, units, min(self.config.executor.workers, len(units))):
+            for unit, answer in run_units(execute, units, min(workers, len(units))):
                 if isinstance(answer, Record):
                     records[unit.name] = answer
                     progress.advance(unit.size)

@@ -3,7 +3,14 @@
 from pipeline.stage import Spec
 
 _SPECS = (
-    Spec("fetch", "lists the crawl's segments, or writes the demo crawl", (), ("crawl",), always=True),
+    # Which files were chosen is no key: what is fetched stays when more are.
+    Spec(
+        "fetch",
+        "lists the crawl's segments: own files, Common Crawl's snapshots (downloaded), or a demo crawl",
+        (),
+        ("crawl.kind", "crawl.demo_segments", "crawl.demo_share"),
+        always=True,
+    ),
     Spec(
         "hash",
         "writes the keys of every paragraph, by hash partition",
