@@ -110,8 +110,8 @@ def download(url: str, target: BinaryIO, *, timeout: float = 60.0, pause: float 
     are tried again, after `pause` seconds and twice as many each time, or as many as the server asks for; what has arrived
     stays, as long as the server has the same file. Whole is what has the Content-Length, the MD5 where the server tells it,
     and, where the name ends in .gz, a last gzip member that is complete.
-    Raises: ValueError without the package for s3://; FileNotFoundError where there is no such file; OSError after `attempts` tries in a row without a byte of
-    progress, or for a file that is not whole.
+    Raises: ValueError where s3:// needs a package; FileNotFoundError where there is no such file; OSError after `attempts`
+        tries in a row without a byte of progress, or for a file that is not whole.
     """
     if not url.startswith(("http://", "https://")):
         try:
@@ -121,7 +121,7 @@ def download(url: str, target: BinaryIO, *, timeout: float = 60.0, pause: float 
             raise ValueError(f"{url}: s3:// needs the package s3fs: pip install '.[s3]'") from None
         _check_gzip(url, target)
         return
-    failures = 0
+    failures = most = 0  # bytes that have been there
     validator = ""  # of the file whose first bytes `target` has
     while True:
         before = target.seek(0, io.SEEK_END)
@@ -129,7 +129,7 @@ def download(url: str, target: BinaryIO, *, timeout: float = 60.0, pause: float 
         try:
             with _request(url, before, validator, timeout) as response:
                 if before and response.status != 206:
-                    before = target.seek(0)
+                    target.seek(0)
                     target.truncate()
                 validator = _validator(response)
                 _receive(response, target)
@@ -158,7 +158,9 @@ def download(url: str, target: BinaryIO, *, timeout: float = 60.0, pause: float 
             reason = "the file changes while it is read"
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-        failures = 0 if target.seek(0, io.SEEK_END) > before else failures + 1
+        size = target.seek(0, io.SEEK_END)
+        failures = 0 if size > most else failures + 1
+        most = max(most, size)
         if failures >= attempts:
             raise OSError(f"{url}: given up after {failures} tries: {reason}")
         time.sleep(max(wait, min(pause * 2.0**failures, 60.0) * random.uniform(0.5, 1.0)))

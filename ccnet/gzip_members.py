@@ -53,17 +53,19 @@ def is_whole(file: BinaryIO) -> bool:
 
 
 def member_end(file: BinaryIO, start: int, limit: int | None = None) -> int | None:
-    """Where the member that begins at `start` ends; None where it is cut or corrupt, or goes on beyond `limit`."""
+    """Where the member that begins at `start` ends; None where it is cut or corrupt. It isn't followed beyond `limit`."""
     file.seek(start)
     member = zlib.decompressobj(wbits=31)
     position = start
     try:
         while not member.eof:
             data = file.read(MAX_INPUT)
-            position += len(data)
-            if not data or (limit is not None and position - len(data) > limit):
+            if not data:
                 return None
             member.decompress(data)
+            position += len(data)
+            if limit is not None and position >= limit + MAX_INPUT:
+                break
     except zlib.error:
         return None
     return position - len(member.unused_data)

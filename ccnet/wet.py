@@ -147,11 +147,12 @@ def _of_records(records: Iterator[tuple[dict[str, str], bytearray]], counts: Cou
 
 
 def _of_rows(rows: Iterator[Row], segment: str) -> Iterator[_Body]:
-    for number, row in enumerate(rows):
+    for row in rows:
         text = row.text.encode(errors="replace")  # JSON can have halves of surrogate pairs
         title = " ".join(row.title.split()).encode(errors="replace")
-        url = row.url or f"{segment}#{number}"
-        yield _Body(title + b"\n" + text, url, row.date, _digest(text), len(text), 0)
+        digest = _digest(text)
+        url = row.url or f"{segment}#{digest}"  # the same whatever part of the file is read
+        yield _Body(title + b"\n" + text, url, row.date, digest, len(text), 0)
 
 
 def _digest(body: bytes | bytearray) -> str:
