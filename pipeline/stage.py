@@ -45,8 +45,9 @@ class Spec:
     """What a stage is: its name, where it is written, what it reads.
 
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
-    name input files. `always`: its plan depends on more than those, so it is made anew every time. `folder`: where it
-    keeps work that outlives a killed unit.
+    name input files; `choices` are keys that choose its units: with another choice, the units that stay are kept. `always`:
+    its plan depends on more than those, so it is made anew every time. `folder`: where it keeps work that outlives a killed
+    unit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Spec:
     reads: tuple[str, ...]
     keys: tuple[str, ...]
     files: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     always: bool = False
     folder: str | None = None
 

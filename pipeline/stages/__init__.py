@@ -3,12 +3,15 @@
 from pipeline.stage import Spec
 
 _SPECS = (
-    # Which files were chosen is no key: what is fetched stays when more are.
     Spec(
         "fetch",
         "lists the crawl's segments: own files, Common Crawl's snapshots (downloaded), or a demo crawl",
         (),
         ("crawl.kind", "crawl.demo_segments", "crawl.demo_share"),
+        choices=(
+            *("crawl.files", "crawl.text_column", "crawl.split_bytes"),
+            *("crawl.dump", "crawl.segments", "crawl.content", "crawl.root", "crawl.download", "crawl.connections"),
+        ),
         always=True,
     ),
     Spec(

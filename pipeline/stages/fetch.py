@@ -20,8 +20,9 @@ from pipeline.outputs import Outputs, digest_file
 from pipeline.stage import Record, Stage, Unit, digest_json, expand_files, fingerprint
 
 STDIN = "-"
-COMPRESSED = ("", ".gz", ".zst", ".bz2")
-SUFFIXES = (*(kind + c for kind in (".wet", ".warc", ".jsonl", ".ndjson", ".json") for c in COMPRESSED), ".parquet")
+COMPRESSED = (".gz", ".zst", ".bz2")
+SUFFIXES = (*(kind + c for kind in (".wet", ".warc", ".jsonl", ".ndjson") for c in ("", *COMPRESSED)), ".parquet")
+SUFFIXES += tuple(".json" + c for c in COMPRESSED)  # plain .json is seldom lines
 
 
 def run(stage: Stage) -> None:
@@ -68,7 +69,7 @@ def _local(stage: Stage, crawl: CrawlConfig) -> list[dict[str, Any]]:
         raise ValueError("crawl.files is empty: name your files, or choose crawl=common_crawl or crawl=demo")
     spooled = _standard_input(stage) if STDIN in crawl.files else ""
     named = [str(stage.out / spooled) if file == STDIN else file for file in crawl.files]
-    files = expand_files([pattern for file in named for pattern in _in_folder(file)])
+    files = expand_files([pattern for file in named for pattern in _in_folder(file, stage.out)])
     segments = []
     for name, file in zip(_names(files), files, strict=True):
         size, tag = fingerprint(file)
@@ -135,11 +136,13 @@ def _in_parts(stage: Stage, crawl: CrawlConfig, name: str, source: str, size: in
     ]
 
 
-def _in_folder(pattern: str) -> list[str]:
-    """Patterns for the files of a folder and those below it that have a suffix of crawl files; others as they are."""
+def _in_folder(pattern: str, out: Path) -> list[str]:
+    """Patterns for the files in and below a folder, but not below `out`, that have a suffix of crawl files; others as they
+    are."""
     if "://" in pattern or not Path(pattern).is_dir():
         return [pattern]
-    found = sorted(str(path) for path in Path(pattern).rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file())
+    files = (path for path in Path(pattern).rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file())
+    found = sorted(str(path) for path in files if not path.resolve().is_relative_to(out.resolve()))
     if not found:
         raise ValueError(f"{pattern}: no file with a suffix of crawl files is below this folder ({', '.join(SUFFIXES)})")
     return [glob.escape(path) for path in found]

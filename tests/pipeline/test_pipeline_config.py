@@ -39,6 +39,12 @@ def test_an_experiment_gives_way_to_the_command_line():
         ("executor.workers=0", ["executor.workers=0"]),
         ("out=s3://bucket/run", ["out=s3://bucket/run"]),
         ("crawl.files=[a", ["crawl.files"]),
+        ("crawl.kind=web", ["crawl.kind=web", "common_crawl"]),
+        ("crawl.dump=[CC-MAIN-2024-10]", ["crawl.dump", "crawl=common_crawl"]),
+        ("crawl.split_bytes=10", ["crawl.split_bytes=10"]),
+        ("crawl.content=html", ["crawl.content=html", "wet or warc"]),
+        ("crawl.root=/data", ["crawl.root=/data"]),
+        ("crawl.connections=0", ["crawl.connections=0"]),
         ("nonsense", ["nonsense"]),
     ],
 )
@@ -61,7 +67,7 @@ def test_every_key_has_help():
 def test_stages_name_keys_that_exist():
     known = flatten(load([]))
     for spec in SPECS.values():
-        for key in spec.keys:
+        for key in (*spec.keys, *spec.choices):
             assert any(name == key or name.startswith(f"{key}.") for name in known), key
         assert all(name in SPECS for name in spec.reads)
 
