@@ -1,7 +1,8 @@
 """A WARC response in, the title and main text of its page out, or the reason why there is none.
 
 The charset is that of a byte order mark, the Content-Type, the page's meta element, or what detection finds, in this
-order; the main text is resiliparse's.
+order. The main text is resiliparse's, or all of the text where that finds next to nothing: menus are duplicated paragraphs
+of their site, and go as such.
 
 Sources: RFC 9112 (HTTP/1.1, chunked bodies), RFC 9110 (content codings), the WHATWG encoding standard (labels).
 """
@@ -16,9 +17,10 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding, detect_mime, map_encoding_to_html5
 from resiliparse.parse.html import HTMLTree
 
-MAX_PAGE = 8 << 20  # bytes; Common Crawl cuts pages at 1 MiB, since 2025 at 5 MiB. Parsing takes up to 70 times as much memory.
+MAX_PAGE = 6 << 20  # bytes; Common Crawl cuts pages at 1 MiB, since 2025 at 5 MiB. Parsing takes up to 110 times as much memory
 MAX_HEADER = 1 << 16
 MAX_DEPTH = 4000  # elements inside each other; finding the main text takes time by its square
+LEAST_SHARE = 0.1  # a main text that is a smaller part of the page has lost it (lists of links, above all)
 HTML = frozenset({"text/html", "application/xhtml+xml"})
 PLAIN = "text/plain"
 
@@ -34,7 +36,7 @@ def page_text(response: bytes | bytearray, counts: Counter[str]) -> str | None:
 
     The title is that of the HTML; plain text has an empty one. None where the response is no page, and counted: as
     `skipped_status` (not 200), `skipped_content_type` (neither HTML nor plain text), `bad_broken_http`, `bad_too_large`
-    (of more than 8 MiB). Bytes that the charset does not have become U+FFFD, counted as `bad_undecodable`.
+    (of more than 6 MiB). Bytes that the charset does not have become U+FFFD, counted as `bad_undecodable`.
     """
     status = _STATUS.match(response)
     head_end = _HEAD_END.search(response, 0, MAX_HEADER)
@@ -126,8 +128,12 @@ def _characters(content: bytes, content_type: str, is_html: bool) -> str:
 def _main_text(html: str) -> str:
     tree = HTMLTree.parse(html)
     title = " ".join((tree.title or "").split())
-    shallow = html.count("<") - html.count("</") <= MAX_DEPTH or _depth(tree) <= MAX_DEPTH
-    return title + "\n" + extract_plain_text(tree, main_content=shallow, preserve_formatting=True)
+    text = extract_plain_text(tree, preserve_formatting=True)
+    if html.count("<") - html.count("</") <= MAX_DEPTH or _depth(tree) <= MAX_DEPTH:
+        main = extract_plain_text(tree, main_content=True, preserve_formatting=True)
+        if len(main) >= LEAST_SHARE * len(text):
+            text = main
+    return title + "\n" + text
 
 
 def _depth(tree: HTMLTree) -> int:

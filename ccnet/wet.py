@@ -47,7 +47,7 @@ def read_pages(
     with none at all, is dropped. Bytes that are not UTF-8 become U+FFFD, as Common Crawl's own extraction has it. Pages of
     WARC responses have the title of the HTML and the lines of its main text (`ccnet.html`); rows of JSON lines and Parquet
     have the title, URL and date that are there, and the digest of their text.
-    Memory: a few times `batch_bytes` and the largest body (64 MiB), whatever the file; for a WARC response 600 MB.
+    Memory: a few times `batch_bytes` and the largest body (64 MiB), whatever the file; for a WARC response up to 700 MB.
 
     Args:
         source: path or fsspec URL, or a `Source`.
@@ -56,7 +56,7 @@ def read_pages(
             counted), and responses that are no pages (`status`, `content_type`); and faults: `bad_not_a_crawl_file`,
             `bad_truncated`, `bad_corrupt_gzip` (once per break), `bad_corrupt_zstd`, `bad_corrupt_bz2`,
             `bad_broken_record`, `bad_broken_http`, `bad_no_text` (of a row), `bad_too_large` (a body of more than 64 MiB,
-            HTML of more than 8 MiB), `bad_undecodable` (the page is kept).
+            HTML of more than 6 MiB), `bad_undecodable` (the page is kept).
     Yields: batches of the schema `PAGE`.
     Raises: OSError where the source cannot be opened or read; ValueError where a Parquet file has no text column of that
         name. Nothing for what else is in it.

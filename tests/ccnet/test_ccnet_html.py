@@ -1,8 +1,11 @@
 """Pages out of HTTP responses: codings, charsets, types, hostile markup."""
 
 import gzip
+import subprocess
+import sys
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -138,6 +141,26 @@ def test_hostile_markup(markup):
     """Finding the main text of the first would take minutes."""
     text, counts = read(response(markup + "deep", "Content-Type: text/html"))
     assert text is not None and not counts
+
+
+def test_a_page_of_links_keeps_its_text():
+    links = "".join(f'<li><a href="/{n}">link number {n}</a></li>' for n in range(300))
+    text, _ = read(response(f"<p>Some links</p><ul>{links}</ul>", "Content-Type: text/html"))
+    assert text is not None and "link number 299" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("element", ["<p>é", "<p a b c>", "<li>x", "<br>"])
+def test_the_largest_page_takes_less_than_a_gibibyte(element):
+    script = (
+        "import resource, sys; from collections import Counter; from ccnet.html import MAX_PAGE, page_text;"
+        "body = sys.argv[1].encode(); body *= MAX_PAGE // len(body); counts = Counter();"
+        "text = page_text(b'HTTP/1.1 200 OK\\r\\nContent-Type: text/html\\r\\n\\r\\n' + body, counts);"
+        "print(text is not None, dict(counts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 20)"
+    )
+    command = [sys.executable, "-c", script, element]
+    output = subprocess.run(command, cwd=Path(html.__file__).parents[1], capture_output=True, text=True, check=True)
+    assert output.stdout == "True {} True\n"
 
 
 def test_depth():

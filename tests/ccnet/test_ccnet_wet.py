@@ -288,8 +288,8 @@ def test_lines_as_ccnet_counts_them(shared_data):
         ("whirlwind.warc.wet.gz", 1, 0, {}, {}),
         ("lf_only_whole_gzip.warc.wet.gz", 2, 0, {}, {}),
         ("old_headers.warc.wet", 2, 1, {}, {}),
-        ("ipwb_sample-1.warc.gz", 58, 5, {"request": 75, "metadata": 75, "revisit": 10, "status": 1, "content_type": 6}, {}),
-        ("sample-0000.warc.gz", 21, 1, {"request": 22, "metadata": 1, "resource": 2}, {}),
+        ("ipwb_sample-1.warc.gz", 63, 0, {"request": 75, "metadata": 75, "revisit": 10, "status": 1, "content_type": 6}, {}),
+        ("sample-0000.warc.gz", 22, 0, {"request": 22, "metadata": 1, "resource": 2}, {}),
         ("giant_html.warc.gz", 0, 0, {}, {"too_large": 1}),
     ],
 )
