@@ -1,6 +1,7 @@
 """Files come whole from a server that fails in every way, or not at all."""
 
 import gzip
+import importlib.util
 import io
 import random
 
@@ -8,6 +9,7 @@ import pytest
 from crawl_server import CrawlServer
 from wet_files import wet_record
 
+from ccnet import crawl
 from ccnet.crawl import choose, download, list_segments, listing_path, open_source
 
 PATH = "crawl-data/CC-MAIN-2024-10/segments/1/wet/a.warc.wet.gz"
@@ -129,6 +131,13 @@ def test_a_url_is_opened_like_a_file(server):
     server.faults[PATH] = ["503", "cut"]
     with open_source(server.root + PATH) as file:
         assert file.read() == DATA
+
+
+def test_common_crawls_bucket_needs_no_signature_but_a_package():
+    assert crawl._options("s3://commoncrawl/x") == {"anon": True} and crawl._options("s3://mine/x") == {}
+    if importlib.util.find_spec("s3fs") is None:
+        with pytest.raises(ValueError, match="needs the package s3fs"):
+            download("s3://commoncrawl/x", io.BytesIO())
 
 
 def test_lists(tmp_path):
