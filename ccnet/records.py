@@ -12,13 +12,10 @@ MAX_BODY = 64 << 20
 PAGE_TYPES = frozenset({"conversion", "response"})
 OTHER_TYPES = frozenset({"request", "metadata", "revisit", "resource", "continuation"})
 
-_HEADER_END = re.compile(rb"\r?\n\r?\n")
 _LINE_ENDS = re.compile(rb"[\r\n]*")
 _RECORD_START = re.compile(rb"WARC/1\.[01]\r?\n[A-Za-z-]{1,60}:")
 _RECORD_FOLLOWS = re.compile(rb"[\r\n]*(?:WARC/1\.|[WARC/1]{0,6}\Z)")
-_FIELD = re.compile(
-    rb"^(content-(?:length|type)|warc-(?:type|target-uri|date|block-digest))[ \t]*:(.*)$", re.IGNORECASE | re.MULTILINE
-)
+_FIELD = re.compile(r"\n(content-(?:length|type)|warc-(?:type|target-uri|date|block-digest))[ \t]*:([^\n]*)", re.IGNORECASE)
 
 
 def read_records(chunks: Iterator[bytes], counts: Counter[str]) -> Iterator[tuple[dict[str, str], bytearray]]:
@@ -64,18 +61,19 @@ def _whole_records(window: "_Window", counts: Counter[str]) -> Iterator[tuple[di
     found = False
     while window.skip_line_ends() or window.skip_gap():
         window.fill(MAX_HEADER)
-        header_end = _HEADER_END.search(window.data, window.at, window.at + MAX_HEADER)
-        headers = _headers(window.data[window.at : header_end.start()]) if header_end else None
-        if not header_end or headers is None:
+        header_end, body_start = _header_end(window.data, window.at)
+        headers = _headers(window.data[window.at : header_end]) if body_start else None
+        if headers is None:
             window.at += 1
-            if window.skip_to_record() or (found and header_end):
+            if window.skip_to_record() or (found and body_start):
                 counts["bad_broken_record"] += 1
             elif found and not window.gap:
                 counts["bad_truncated"] += 1
             continue
         found = True
         length = int(headers["content-length"])
-        window.at = header_end.end()
+        only_lf = window.data[header_end:body_start] == b"\n\n" and window.data[header_end - 1] != ord("\r")
+        window.at = body_start
         if length > MAX_BODY:
             if headers["warc-type"] in PAGE_TYPES:
                 counts["bad_too_large"] += 1
@@ -88,7 +86,7 @@ def _whole_records(window: "_Window", counts: Counter[str]) -> Iterator[tuple[di
         body = window.data[window.at : end]
         if len(body) == length and _RECORD_FOLLOWS.match(window.data, end, end + 16):
             window.at = end
-        elif b"\r" not in header_end.group() and (rest := window.take_to_record()) is not None:
+        elif only_lf and (rest := window.take_to_record()) is not None:
             body = rest.rstrip(b"\n") + b"\n"
         else:
             if window.skip_to_record() or len(body) == length:
@@ -101,9 +99,18 @@ def _whole_records(window: "_Window", counts: Counter[str]) -> Iterator[tuple[di
         counts["bad_not_a_crawl_file"] += 1
 
 
+def _header_end(data: bytearray, at: int) -> tuple[int, int]:
+    """The last line end of the header, and where the body begins; (0, 0) where there is no empty line."""
+    crlf = data.find(b"\n\r\n", at, at + MAX_HEADER)
+    lf = data.find(b"\n\n", at, at + MAX_HEADER if crlf < 0 else crlf)
+    if lf >= 0:
+        return lf, lf + 2
+    return (crlf, crlf + 3) if crlf >= 0 else (0, 0)
+
+
 def _headers(block: bytearray) -> dict[str, str] | None:
     """The fields of a record's header that pages need, or None where one is missing or makes no sense."""
-    headers = {name.lower().decode(): value.decode(errors="replace").strip() for name, value in _FIELD.findall(block)}
+    headers = {name.lower(): value.strip() for name, value in _FIELD.findall(block.decode(errors="replace"))}
     length = headers.get("content-length", "")
     needed = ("warc-type", "warc-target-uri") if headers.get("warc-type") in PAGE_TYPES else ("warc-type",)
     if not block.startswith(b"WARC/1.") or not length.isascii() or not length.isdigit() or len(length) > 18:

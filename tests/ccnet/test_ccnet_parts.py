@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +15,12 @@ from wet_files import wet_record, write_wet
 
 from ccnet import gzip_members, parts
 from ccnet.crawl import Source
+from ccnet.dedup import SegmentMarks, hash_segment, mark_partition, segment_offsets
+from ccnet.filter import Rules, Tally, surviving_documents
+from ccnet.language import LanguageIdentifier, default_model
 from ccnet.parts import split
 from ccnet.schema import PAGE
+from ccnet.stats import merge
 from ccnet.wet import read_pages
 
 
@@ -128,3 +133,34 @@ def test_the_real_segments(shared_data):
         expected = rows(str(path), whole)
         found, number = rows_in_parts(path, 300_000, in_parts)
         assert found == expected and in_parts == whole and number in (6, 7)
+
+
+def test_parts_go_through_deduplication_and_filters_as_the_whole_does(tmp_path, shared_data):
+    path = shared_data / "crawl/segments/seg-00000.warc.wet.gz"
+    identifier = LanguageIdentifier(default_model())
+
+    def documents(sources):
+        keys = [tmp_path / f"{len(sources)}-{number}.keys" for number in range(len(sources))]
+        counts = [hash_segment(s, k, partitions=2)["partition_keys"] for s, k in zip(sources, keys, strict=True)]
+        partition_keys = np.array(counts, np.int64)
+        marks = [tmp_path / f"{len(sources)}-{partition}.marks" for partition in range(2)]
+        for partition in range(2):
+            mark_partition(keys, partition, partition_keys, "first", marks[partition], tmp_path / "digests")
+        offsets = segment_offsets(partition_keys)
+        tallies = [Tally() for _ in sources]
+        found = [
+            {name: list(value) if name == "line_ids" else value for name, value in document.items()}
+            for number, source in enumerate(sources)
+            for document in surviving_documents(
+                source,
+                SegmentMarks(marks, offsets[number], partition_keys[number]),
+                identifier,
+                Rules(),
+                tallies[number],
+                held_out=False,
+            )
+        ]
+        return found, merge([tally.statistics() for tally in tallies])
+
+    parted = [Source(str(path), part) for part in split(str(path), 300_000)]
+    assert len(parted) > 4 and documents(parted) == documents([Source(str(path))])
