@@ -104,8 +104,10 @@ def _strip(octets, start, end):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, nogil=True)
 def _append(octets, start, end, out, size):  # type: ignore[no-untyped-def]
     """Writes octets[start:end] to out[size:]. Returns the new size."""
-    out[size : size + end - start] = octets[start:end]
-    return size + end - start
+    source, target = octets[start:end], out[size : size + end - start]
+    for i in range(len(source)):  # an assignment of slices would look for overlaps first
+        target[i] = source[i]
+    return size + len(source)
 
 
 @numba.njit(cache=True, nogil=True)

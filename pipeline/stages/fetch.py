@@ -184,8 +184,9 @@ def _file(record: Record) -> str:
 
 def _names(sources: Sequence[str]) -> list[str]:
     """A short name for each source, unlike all others and fit for a file name; more sources behind them change none."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for source in sources:
         name = source.rstrip("/").rsplit("/", 1)[-1].split(".")[0]
-        names.append(f"{name}-{digest_json(source)[:12]}" if name in names else name)
-    return names
+        names[f"{name}-{digest_json(source)[:12]}" if name in names else name] = None
+    assert len(names) == len(sources)
+    return list(names)
