@@ -60,13 +60,15 @@ class _Changed(Exception):
 def list_segments(listing: Path) -> list[str]:
     """The paths in a downloaded `wet.paths.gz` or `warc.paths.gz`, relative to Common Crawl's root.
 
-    Raises: ValueError for a line that is no path of a crawl file.
+    Raises: ValueError for a line that is no path of a crawl file, or a path that is there twice.
     """
     with gzip.open(listing, "rt", encoding="utf-8", errors="replace") as lines:
         paths = [line.strip() for line in lines if line.strip()]
     for path in paths:
         if not _SEGMENT.fullmatch(path):
             raise ValueError(f"{listing}: {path[:100]!r} is no path of a crawl file")
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"{listing}: names a file twice")
     return paths
 
 

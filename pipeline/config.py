@@ -67,6 +67,7 @@ class CrawlConfig:
         require(self.kind in kinds, f"crawl.kind={self.kind}: choose from {', '.join(kinds)}")
         require(not self.files or self.kind == "local", f"crawl.files={self.files}: only for crawl=local")
         require(not self.dump or self.kind == "common_crawl", f"crawl.dump={self.dump}: only for crawl=common_crawl")
+        require(len(set(self.dump)) == len(self.dump), f"crawl.dump={self.dump}: names a snapshot twice")
         require(bool(self.text_column), "crawl.text_column is empty: name the column of the text")
         require(self.split_bytes >= 1 << 20, f"crawl.split_bytes={self.split_bytes}: choose 1048576 or more")
         require(self.content in ("wet", "warc"), f"crawl.content={self.content}: choose wet or warc")

@@ -41,6 +41,7 @@ def test_an_experiment_gives_way_to_the_command_line():
         ("crawl.files=[a", ["crawl.files"]),
         ("crawl.kind=web", ["crawl.kind=web", "common_crawl"]),
         ("crawl.dump=[CC-MAIN-2024-10]", ["crawl.dump", "crawl=common_crawl"]),
+        ("crawl=common_crawl crawl.dump=[a,a]", ["twice"]),
         ("crawl.split_bytes=10", ["crawl.split_bytes=10"]),
         ("crawl.content=html", ["crawl.content=html", "wet or warc"]),
         ("crawl.root=/data", ["crawl.root=/data"]),
@@ -49,7 +50,7 @@ def test_an_experiment_gives_way_to_the_command_line():
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, words, capsys):
-    assert main(["mine", override]) == 1
+    assert main(["mine", *override.split(" ")]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert all(word in lines[0] for word in words), lines[0]
