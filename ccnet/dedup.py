@@ -20,6 +20,7 @@ import numba
 import numpy as np
 import xxhash
 
+from ccnet.crawl import Source
 from ccnet.normalize import paragraph_keys
 from ccnet.wet import read_pages, statistics
 
@@ -48,10 +49,10 @@ def first_in_document(keys: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return _first_in_document(keys, offsets)
 
 
-def hash_segment(source: str, target: Path, *, partitions: int, min_length: int = 300) -> dict[str, Any]:
+def hash_segment(source: str | Source, target: Path, *, partitions: int, min_length: int = 300) -> dict[str, Any]:
     """Write the paragraph keys of one segment to `target`: uint64 little-endian, grouped by partition, in crawl order.
 
-    Args: source: WET file, path or URL; partitions: a power of two up to 4096; min_length: as in `read_pages`.
+    Args: source: a crawl file or a part of one; partitions: a power of two up to 4096; min_length: as in `read_pages`.
     Returns: the counts of `read_pages`, `keys` (written) and `partition_keys` (a list: keys of each partition).
     """
     _partition_bits(partitions)

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ccnet.corpus import DroppedFile, write_documents
+from ccnet.crawl import Source
 from ccnet.dedup import SegmentMarks
 from ccnet.language import LanguageIdentifier
 from ccnet.minified import minify
@@ -55,7 +56,7 @@ def is_held_out(digest: str, share: float) -> bool:
 
 
 def surviving_documents(
-    source: str, marks: SegmentMarks, identifier: LanguageIdentifier, rules: Rules, tally: Tally, *, held_out: bool
+    source: str | Source, marks: SegmentMarks, identifier: LanguageIdentifier, rules: Rules, tally: Tally, *, held_out: bool
 ) -> Iterator[dict[str, Any]]:
     """`surviving_batches` as rows."""
     for batch in surviving_batches(source, marks, identifier, rules, tally, held_out=held_out):
@@ -63,7 +64,7 @@ def surviving_documents(
 
 
 def surviving_batches(
-    source: str,
+    source: str | Source,
     marks: SegmentMarks,
     identifier: LanguageIdentifier,
     rules: Rules,
@@ -134,7 +135,7 @@ def surviving_batches(
 
 
 def filter_segment(
-    source: str,
+    source: str | Source,
     target: Path,
     minified: Path,
     *,
@@ -188,7 +189,7 @@ def _language_identifier(model: Path, whole: bool) -> LanguageIdentifier:
     return LanguageIdentifier(model, whole=whole)
 
 
-def paragraph_texts(sources: Iterable[str], keys: np.ndarray, *, min_length: int = 300) -> dict[int, str]:
+def paragraph_texts(sources: Iterable[str | Source], keys: np.ndarray, *, min_length: int = 300) -> dict[int, str]:
     """The text of paragraphs by their keys: that of the first line that has the key, cut after MAX_PARAGRAPH characters.
 
     Args: sources: segments, of which no more are read when all keys are found; keys: uint64[n], distinct; min_length: as in

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from ccnet.corpus import write_documents
+from ccnet.crawl import Source
 from ccnet.filter import domain
 from ccnet.minified import page_number, read_minified, text_number, unpack_lines
 from ccnet.schema import SCORED
@@ -17,7 +18,7 @@ from ccnet.stats import Tally, by_language
 from ccnet.wet import read_pages
 
 
-def regenerate_segment(source: str, minified: Path, target: Path) -> dict[str, Any]:
+def regenerate_segment(source: str | Source, minified: Path, target: Path) -> dict[str, Any]:
     """Writes to `target` the documents that `minified` was made of.
 
     Args: source: the crawl file; minified: of this segment.

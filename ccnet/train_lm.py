@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import sentencepiece
 
+from ccnet.crawl import Source
 from ccnet.dedup import SegmentMarks
 from ccnet.filter import Rules, Tally, surviving_documents
 from ccnet.language import LanguageIdentifier
@@ -57,7 +58,9 @@ def is_clean(text: str, score: float) -> bool:
     return score >= CLEAN_SCORE and letters >= CLEAN_LETTERS * solid and ends * CLEAN_SENTENCE >= len(text)
 
 
-def sample_segment(source: str, target: Path, *, marks: SegmentMarks, language_model: Path, rules: Rules) -> dict[str, Any]:
+def sample_segment(
+    source: str | Source, target: Path, *, marks: SegmentMarks, language_model: Path, rules: Rules
+) -> dict[str, Any]:
     """Writes the held-out clean pages of a segment to `target` as Parquet (language, digest, text), in crawl order.
 
     Returns {held_out, clean: documents} and `languages` ({language: {documents, bytes}} of the clean ones). Of those held

@@ -82,7 +82,7 @@ def _help(command: str, config: Config) -> str:
         title, chosen = "runs the stages that an experiment names, in order", list(describe(config))
     else:
         spec = SPECS[command]
-        title, prefixes = spec.help, prefixes + spec.keys
+        title, prefixes = spec.help, prefixes + spec.keys + spec.choices
         chosen = [k for k in describe(config) if any(k[0] == p or k[0].startswith(f"{p}.") for p in prefixes)]
     return _page(command, title, chosen)
 

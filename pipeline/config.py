@@ -48,14 +48,37 @@ def require_partitions(name: str, partitions: int) -> None:
 class CrawlConfig:
     """Where the pages come from."""
 
-    kind: str = key("local", "local: the WET files named in crawl.files; demo: a crawl written on the spot")
-    files: list[str] = key([], "paths or globs of WET files (plain or gzip), or fsspec URLs, in crawl order")
+    kind: str = key(
+        "local", "local: the files named in crawl.files; common_crawl: snapshots; demo: a crawl written on the spot"
+    )
+    files: list[str] = key(
+        [], "paths, globs, folders or URLs, in crawl order: WET, WARC, JSON lines, Parquet; - is standard input"
+    )
+    text_column: str = key(
+        "text", "where the text is in JSON lines and Parquet; url or id, date and title are taken where present"
+    )
+    split_bytes: int = key(256 << 20, "larger local files are shared by several workers, in parts of about so many bytes")
+    dump: list[str] = key([], "snapshots of Common Crawl, in order, such as [CC-MAIN-2024-10]")
+    segments: list[str] = key([], "which files of each snapshot's list: numbers and slices such as [7,100:200]; empty: all")
+    content: str = key("wet", "which files of a snapshot: wet: text; warc: HTML, whose main text is extracted here")
+    root: str = key("https://data.commoncrawl.org/", "where Common Crawl's files are; or s3://commoncrawl/")
+    download: bool = key(True, "keep a snapshot's files below out/crawl; false: every stage that reads them fetches them anew")
+    connections: int = key(4, "files that fetch downloads at a time, at most")
     min_length: int = key(300, "characters; shorter pages are dropped before anything else, as CCNet does")
     demo_segments: int = key(8, "segments of the demo crawl")
     demo_share: float = key(1.0, "share of the installed modules whose documentation becomes the demo crawl")
 
     def __post_init__(self) -> None:
-        require(self.kind in ("local", "demo"), f"crawl.kind={self.kind}: choose local or demo")
+        kinds = ("local", "common_crawl", "demo")
+        require(self.kind in kinds, f"crawl.kind={self.kind}: choose from {', '.join(kinds)}")
+        require(not self.files or self.kind == "local", f"crawl.files={self.files}: only for crawl=local")
+        require(not self.dump or self.kind == "common_crawl", f"crawl.dump={self.dump}: only for crawl=common_crawl")
+        require(len(set(self.dump)) == len(self.dump), f"crawl.dump={self.dump}: names a snapshot twice")
+        require(bool(self.text_column), "crawl.text_column is empty: name the column of the text")
+        require(self.split_bytes >= 1 << 20, f"crawl.split_bytes={self.split_bytes}: choose 1048576 or more")
+        require(self.content in ("wet", "warc"), f"crawl.content={self.content}: choose wet or warc")
+        require("://" in self.root, f"crawl.root={self.root}: choose a URL")
+        require(1 <= self.connections <= 64, f"crawl.connections={self.connections}: choose 1 to 64")
         require(self.min_length >= 0, f"crawl.min_length={self.min_length}: choose 0 or more")
         require(1 <= self.demo_segments <= 1000, f"crawl.demo_segments={self.demo_segments}: choose 1 to 1000")
         require(0 < self.demo_share <= 1, f"crawl.demo_share={self.demo_share}: choose a share in (0, 1]")

@@ -47,9 +47,10 @@ class Spec:
 
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
     name input files, `runs` those that name the `out` of earlier runs, each with the stage whose manifest is read there,
-    `alone` those with which, where they are given, it reads no other stage. `optional` names stages of `reads`, each with
-    the key without which it is not read. `always`: its plan depends on more than those, so it is made anew every time.
-    `folder`: where it keeps work that outlives a killed unit. `writes`: the stage whose outputs it makes in another way.
+    `alone` those with which, where they are given, it reads no other stage. `choices` are keys that choose its units: with
+    another choice, the units that stay are kept. `optional` names stages of `reads`, each with the key without which it is
+    not read. `always`: its plan depends on more than those, so it is made anew every time. `folder`: where it keeps work
+    that outlives a killed unit. `writes`: the stage whose outputs it makes in another way.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Spec:
     runs: tuple[tuple[str, str], ...] = ()
     alone: tuple[str, ...] = ()
     optional: tuple[tuple[str, str], ...] = ()
+    choices: tuple[str, ...] = ()
     always: bool = False
     folder: str | None = None
     writes: str | None = None
@@ -243,10 +245,10 @@ class Stage:
         same = (manifest["format"], manifest["config"], manifest["inputs"]) == (FORMAT, self._config, self._inputs)
         return same and _all_there(self.out, manifest["outputs"])
 
-    def map(self, name: str, work: Work, units: Sequence[Unit], *, here: bool = False) -> list[Record]:
+    def map(self, name: str, work: Work, units: Sequence[Unit], *, at_once: int | None = None) -> list[Record]:
         """Does `work(outputs, **unit.arguments)` for every unit that has no valid record; returns all records in order.
+        `at_once`: on so many workers at most, if not on all; 0: in this process, which then gets the signals.
 
-        `here`: in this process, which then gets the signals, and not in workers.
         Records of this round whose unit is no longer planned are removed with their files. Raises `StageError`.
         """
         folder = self._records / name
@@ -274,7 +276,8 @@ class Stage:
         missing = [unit for unit in units if unit.name not in records]
         if missing:
             self._manifest.unlink(missing_ok=True)
-            self._run(name, work, missing, records, prints, here)
+            workers = self.config.executor.workers if at_once is None else min(self.config.executor.workers, at_once)
+            self._run(name, work, missing, records, prints, workers)
         self._all |= {f"{name}/{unit.name}": records[unit.name] for unit in units}
         return [records[unit.name] for unit in units]
 
@@ -285,7 +288,7 @@ class Stage:
         units: Sequence[Unit],
         records: dict[str, Record],
         prints: Mapping[str, str],
-        here: bool,
+        workers: int,
     ) -> None:
         folder, temporary = self._records / name, self.out / "tmp" / self._name
         execute = functools.partial(_execute, work, self.out, folder, temporary, dict(prints))
@@ -293,8 +296,8 @@ class Stage:
         label = self.spec.name if name == self.spec.name else f"{self.spec.name}/{name}"
         start, size = time.monotonic(), sum(unit.size for unit in units)
         with UnitProgress(label, len(units), size) as progress:
-            workers = min(self.config.executor.workers, len(units))
-            for unit, answer in ((unit, execute(unit)) for unit in units) if here else run_units(execute, units, workers):
+            answers = run_units(execute, units, min(workers, len(units))) if workers else ((u, execute(u)) for u in units)
+            for unit, answer in answers:
                 if isinstance(answer, Record):
                     records[unit.name] = answer
                     progress.advance(unit.size)

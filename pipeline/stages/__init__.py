@@ -3,7 +3,17 @@
 from pipeline.stage import Spec
 
 _SPECS = (
-    Spec("fetch", "lists the crawl's segments, or writes the demo crawl", (), ("crawl",), always=True),
+    Spec(
+        "fetch",
+        "lists the crawl's segments: own files, Common Crawl's snapshots (downloaded), or a demo crawl",
+        (),
+        ("crawl.kind", "crawl.demo_segments", "crawl.demo_share"),
+        choices=(
+            *("crawl.files", "crawl.text_column", "crawl.split_bytes"),
+            *("crawl.dump", "crawl.segments", "crawl.content", "crawl.root", "crawl.download", "crawl.connections"),
+        ),
+        always=True,
+    ),
     Spec(
         "hash",
         "writes the keys of every paragraph, by hash partition",

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from ccnet.crawl import Source
 from ccnet.dedup import hash_segment
 from ccnet.stats import merge
 from pipeline.outputs import Outputs
 from pipeline.stage import Stage, StageError, Unit
+from pipeline.stages.fetch import source_of
 
 
 def run(stage: Stage) -> None:
@@ -17,7 +19,7 @@ def run(stage: Stage) -> None:
     units = [
         Unit(
             s["name"],
-            {"name": s["name"], "source": stage.resolve(s["source"]), **shared},
+            {"name": s["name"], "source": source_of(stage, s), **shared},
             {"segment": s["fingerprint"]},
             s["bytes"],
         )
@@ -42,7 +44,7 @@ def run(stage: Stage) -> None:
     )
 
 
-def hash_unit(outputs: Outputs, name: str, source: str, **shared: Any) -> dict[str, Any]:
+def hash_unit(outputs: Outputs, name: str, source: Source, **shared: Any) -> dict[str, Any]:
     """Work of one unit: `ccnet.dedup.hash_segment`."""
     return hash_segment(source, outputs.path(keys_file(name)), **shared)
 

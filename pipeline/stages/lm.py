@@ -4,6 +4,7 @@ They are trained on held-out clean pages of the crawl, which `mine` leaves out o
 and then no page is held out: trained on the files of `lm.text`, downloaded from `lm.url`, or those of `lm.dir`.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import kenlm
 import sentencepiece
 
 from ccnet.buckets import RELEASED
-from ccnet.download import download
+from ccnet.crawl import download
 from ccnet.filter import Rules
 from ccnet.perplexity import find_models
 from ccnet.stats import merge
@@ -159,7 +160,12 @@ def train_unit(outputs: Outputs, language: str, samples: list[Path], **settings:
 def download_unit(outputs: Outputs, url: str, name: str) -> dict[str, Any]:
     """Work of a unit of a download: a file that is whole, and is a model. Raises ValueError where it is none."""
     target = outputs.path(f"lm/{name}")
-    size = download(url, target)
+    try:
+        with target.open("w+b") as file:
+            download(url, file)
+            size = file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        raise ValueError(f"{url}: there is no such file") from None
     try:
         if name.endswith("sp.model"):
             sentencepiece.SentencePieceProcessor(model_file=str(target))

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
+from ccnet.crawl import Source
 from ccnet.dedup import SegmentMarks, segment_offsets
 from ccnet.language import default_model
 from pipeline.config import Config
 from pipeline.stage import Stage, digest_json, fingerprint
 from pipeline.stages.dedup import marks_files
+from pipeline.stages.fetch import source_of
 
 
 @dataclass(frozen=True)
 class MarkedSegment:
-    """A segment (path or URL, compressed bytes) and where its marks begin in each partition's file."""
+    """A segment (a file or a part of one, compressed bytes) and where its marks begin in each partition's file."""
 
     name: str
-    source: str
+    source: Source
     bytes: int
     fingerprint: str
     marks: list[Path]
@@ -45,7 +47,7 @@ def marked_segments(stage: Stage) -> list[MarkedSegment]:
     return [
         MarkedSegment(
             s["name"],
-            stage.resolve(s["source"]),
+            source_of(stage, s),
             s["bytes"],
             digest_json([s["fingerprint"], digests[n].tolist()]),
             [marks for marks, _ in files],

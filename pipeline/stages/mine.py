@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ccnet.crawl import Source
 from ccnet.filter import Rules, filter_segment, paragraph_texts
 from ccnet.stats import total
 from pipeline.outputs import Outputs
@@ -67,7 +68,7 @@ def mined_segments(records: Sequence[Record]) -> list[dict[str, str]]:
     ]
 
 
-def frequent_unit(outputs: Outputs, sources: list[str], keys: list[str], min_length: int) -> dict[str, Any]:
+def frequent_unit(outputs: Outputs, sources: list[Source], keys: list[str], min_length: int) -> dict[str, Any]:
     """Work of the unit of the second round: `ccnet.filter.paragraph_texts`."""
     texts = paragraph_texts(sources, np.array(keys, np.uint64), min_length=min_length)
     return {str(key): text for key, text in texts.items()}

@@ -6,10 +6,12 @@ Neither paragraph keys nor models are needed; `regroup` and what follows go on f
 from pathlib import Path
 from typing import Any
 
+from ccnet.crawl import Source
 from ccnet.regenerate import regenerate_segment
 from ccnet.stats import total
 from pipeline.outputs import Outputs
 from pipeline.stage import Stage, Unit, fingerprint
+from pipeline.stages.fetch import source_of
 from pipeline.stages.mine import mined_file, mined_segments
 
 
@@ -28,7 +30,7 @@ def run(stage: Stage) -> None:
     units = [
         Unit(
             s["name"],
-            {"name": s["name"], "source": stage.resolve(s["source"]), "minified": files[s["name"]].absolute()},
+            {"name": s["name"], "source": source_of(stage, s), "minified": files[s["name"]].absolute()},
             {"segment": s["fingerprint"], "metadata": fingerprint(str(files[s["name"]]))[1]},
             s["bytes"],
         )
@@ -40,6 +42,6 @@ def run(stage: Stage) -> None:
     stage.finish({"statistics": statistics, "segments": mined_segments(records), "models": {}, "frequent": []})
 
 
-def regenerate_unit(outputs: Outputs, name: str, source: str, minified: Path) -> dict[str, Any]:
+def regenerate_unit(outputs: Outputs, name: str, source: Source, minified: Path) -> dict[str, Any]:
     """Work of a unit: `ccnet.regenerate.regenerate_segment`."""
     return regenerate_segment(source, minified, outputs.path(mined_file(name)))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wet_files import wet_record, write_wet
 
-from ccnet import wet
+from ccnet import gzip_members, records, wet
 from ccnet.schema import PAGE
 from ccnet.wet import read_pages, statistics
 
@@ -193,7 +193,7 @@ def test_broken_record_costs_itself_only(old, new, bad, tmp_path):
 
 
 def test_body_too_large_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(wet, "MAX_BODY", 1000)
+    monkeypatch.setattr(records, "MAX_BODY", 1000)
     pages = [PAGES[0], ("http://large/", "t", ["x" * 5000]), *PAGES[1:]]
     urls, bad = read_bytes(b"".join(wet_record(*page) for page in pages), tmp_path)
     assert (urls, bad) == (URLS, {"too_large": 1})
@@ -230,11 +230,11 @@ def test_undecodable_bytes_become_replacement_characters(tmp_path):
 
 
 def test_other_records_are_skipped_and_counted(tmp_path):
-    response = b"WARC/1.1\r\nWARC-Type: response\r\nWARC-Target-URI: http://r/\r\nContent-Length: 4\r\n\r\nHTTP\r\n\r\n"
-    (tmp_path / "a").write_bytes(INFO + response + wet_record(*PAGES[0]) + response)
+    request = b"WARC/1.1\r\nWARC-Type: request\r\nWARC-Target-URI: http://r/\r\nContent-Length: 4\r\n\r\nHTTP\r\n\r\n"
+    (tmp_path / "a").write_bytes(INFO + request + wet_record(*PAGES[0]) + request.replace(b"request", b"invented"))
     rows, counts = read(tmp_path / "a")
     assert [row["url"] for row in rows] == URLS[:1]
-    assert counts["skipped_not_conversion"] == 2 and not statistics(counts)["bad"]
+    assert statistics(counts)["skipped"] == {"request": 1, "other": 1} and not statistics(counts)["bad"]
 
 
 def test_url_as_source(tmp_path):
@@ -262,6 +262,7 @@ def test_any_pages_however_they_are_cut_into_chunks(tmp_path_factory, pages, chu
         path.write_bytes(gzip.decompress(path.read_bytes()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wet, "CHUNK", chunk)
+        patch.setattr(gzip_members, "CHUNK", chunk)
         rows, counts = read(path)
     contents = ["\n".join(map(str.strip, lines)) for _, _, lines in pages]
     assert [row["raw_content"] for row in rows] == [content for content in contents if content]
@@ -282,19 +283,20 @@ def test_lines_as_ccnet_counts_them(shared_data):
 
 
 @pytest.mark.parametrize(
-    "name, pages, dropped, skipped",
+    "name, pages, dropped, skipped, bad",
     [
-        ("whirlwind.warc.wet.gz", 1, 0, 0),
-        ("lf_only_whole_gzip.warc.wet.gz", 2, 0, 0),
-        ("old_headers.warc.wet", 2, 1, 0),
-        ("ipwb_sample-1.warc.gz", 0, 0, 230),
-        ("sample-0000.warc.gz", 0, 0, 47),
+        ("whirlwind.warc.wet.gz", 1, 0, {}, {}),
+        ("lf_only_whole_gzip.warc.wet.gz", 2, 0, {}, {}),
+        ("old_headers.warc.wet", 2, 1, {}, {}),
+        ("ipwb_sample-1.warc.gz", 63, 0, {"request": 75, "metadata": 75, "revisit": 10, "status": 1, "content_type": 6}, {}),
+        ("sample-0000.warc.gz", 22, 0, {"request": 22, "metadata": 1, "resource": 2}, {}),
+        ("giant_html.warc.gz", 0, 0, {}, {"too_large": 1}),
     ],
 )
-def test_odd_files(shared_data, name, pages, dropped, skipped):
+def test_odd_files(shared_data, name, pages, dropped, skipped, bad):
     rows, counts = read(shared_data / "crawl/odd" / name, min_length=300)
-    assert (len(rows), counts["dropped_short"], counts["skipped_not_conversion"]) == (pages, dropped, skipped)
-    assert not statistics(counts)["bad"]
+    found = statistics(counts)
+    assert (len(rows), counts["dropped_short"], found["skipped"], found["bad"]) == (pages, dropped, skipped, bad)
 
 
 def test_giant_record_in_little_memory(shared_data):
@@ -306,4 +308,4 @@ def test_giant_record_in_little_memory(shared_data):
     path = shared_data / "crawl/odd/giant_html.warc.gz"
     command = [sys.executable, "-c", script, str(path)]
     output = subprocess.run(command, cwd=Path(wet.__file__).parents[1], capture_output=True, text=True, check=True)
-    assert output.stdout == "0 {'skipped_not_conversion': 1} True\n"
+    assert output.stdout == "0 {'bad_too_large': 1} True\n"

@@ -64,6 +64,13 @@ def test_mixtures_take_new_sources_and_leave_others_out():
         ("executor.workers=0", ["executor.workers=0"]),
         ("out=s3://bucket/run", ["out=s3://bucket/run"]),
         ("crawl.files=[a", ["crawl.files"]),
+        ("crawl.kind=web", ["crawl.kind=web", "common_crawl"]),
+        ("crawl.dump=[CC-MAIN-2024-10]", ["crawl.dump", "crawl=common_crawl"]),
+        ("crawl=common_crawl crawl.dump=[a,a]", ["twice"]),
+        ("crawl.split_bytes=10", ["crawl.split_bytes=10"]),
+        ("crawl.content=html", ["crawl.content=html", "wet or warc"]),
+        ("crawl.root=/data", ["crawl.root=/data"]),
+        ("crawl.connections=0", ["crawl.connections=0"]),
         ("nonsense", ["nonsense"]),
         ("mixture=gpt", ["mixture/gpt", "llama"]),
         ("mixture.shares.crawl=-1", ["mixture.shares.crawl=-1"]),
@@ -77,7 +84,7 @@ def test_mixtures_take_new_sources_and_leave_others_out():
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(override, words, capsys):
-    assert main(["mine", override]) == 1
+    assert main(["mine", *override.split(" ")]) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert all(word in lines[0] for word in words), lines[0]
@@ -95,7 +102,7 @@ def test_every_key_has_help():
 def test_stages_name_keys_that_exist():
     known = flatten(load([]))
     for spec in SPECS.values():
-        for key in (*spec.keys, *spec.files, *spec.alone):
+        for key in (*spec.keys, *spec.files, *spec.alone, *spec.choices):
             assert any(name == key or name.startswith(f"{key}.") for name in known), key
         assert all(name in SPECS for name in spec.reads)
 

@@ -254,4 +254,4 @@ def test_what_is_no_model_is_refused(lm, served, shared_data, name, kind, data):
 
 def test_a_server_that_has_no_such_file(lm, served):
     _, url = served
-    assert "/en.sp.model: the server answers 404" in lm(f"lm.url={url}", "language.mine=[en]")
+    assert "/en.sp.model: there is no such file" in lm(f"lm.url={url}", "language.mine=[en]")
