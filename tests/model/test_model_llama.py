@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from model.attention import rotary_tables, rotate
 from model.config import LlamaConfig
 from model.convert import hugging_face_names, to_hugging_face
-from model.llama import Attention, Llama, RMSNorm, initial_weight, rotary_tables, rotate
+from model.llama import Attention, Llama, RMSNorm, initial_weight
 
 SHAPES: dict[str, dict[str, Any]] = {
     "multi-head": {},
