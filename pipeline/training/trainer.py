@@ -35,7 +35,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     loader = Loader([folder.parent / prefix for prefix in job.train_shards], config.sequence, config.seed, job.tokenizer)
     checks = [folder.parent / prefix for prefix in job.validation_shards]
     validation = Validation(checks, config.sequence, job.tokenizer)
-    model = Llama(job.model)
+    model = Llama(job.model, config.activations)
     model.init_weights(config.seed)
     engine = build_engine(model, config, job.zero, world)
     checkpoints = folder / "checkpoints"

@@ -1,0 +1,198 @@
+"""The model beside its other ways and beside transformers', in one run: kept activations, CPU time, peak memory.
+
+`python -m benchmarks.llama` prints three tables. Sides take turns, and a figure is the median of their rounds in CPU seconds.
+Peak memory is that of a process of its own, less what it had before its first step.
+"""
+
+import gc
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig as TheirConfig
+from transformers import LlamaForCausalLM
+
+from model.config import ACTIVATIONS, LlamaConfig
+from model.convert import hugging_face_config
+from model.llama import Block, Llama
+from model.loss import cross_entropy
+
+SEQUENCE = 2048
+ROUNDS = 5
+BLOCKS = {
+    "dim 1024": LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816),
+    "1.1B": LlamaConfig(dim=2048, layers=1, heads=32, kv_heads=4, hidden=5632),
+}
+MODELS = {
+    "dim 256": LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704),
+    "dim 1024": LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816),
+}
+
+
+class Storages(TorchDispatchMode):
+    """Sees every tensor that is made while it is on; `alive` are the bytes of those that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    def alive(self, but: list[Tensor]) -> int:
+        """Bytes, without the memory of the tensors `but`."""
+        known = {tensor.untyped_storage()._cdata for tensor in but}
+        return sum(size for key, (storage, size) in self._made.items() if key not in known and not storage.expired())
+
+
+def in_turns(sides: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """Median CPU seconds of each side."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(ROUNDS + 1):
+        for name, run in sides.items():
+            start = time.process_time()
+            run()
+            if turn:  # the first one warms up
+                seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def blocks() -> None:
+    """Kept activations and speed of the blocks' three ways."""
+    print(
+        f"\nBlocks, sequence {SEQUENCE}, fp32         kept bytes/token   of autograd's   seconds   speed to autograd   to recompute"
+    )
+    for name, config in BLOCKS.items():
+        models = {mode: Llama(config, mode) for mode in ACTIVATIONS}
+        for model in models.values():
+            model.init_weights(0)
+        tables = models["manual"].rotary(slice(0, SEQUENCE))
+        x_btd = torch.randn(1, SEQUENCE, config.dim, requires_grad=True)
+        grad_btd = torch.randn(1, SEQUENCE, config.dim)
+        kept = {}
+
+        def forward(layers: nn.ModuleList, x: Tensor = x_btd, tables: tuple[Tensor, Tensor] = tables) -> Tensor:
+            for layer in layers:
+                assert isinstance(layer, Block)
+                x = layer(x, *tables)
+            return x
+
+        def step(layers: nn.ModuleList, forward: Any = forward, grad_btd: Tensor = grad_btd) -> None:
+            forward(layers).backward(grad_btd)
+            layers.zero_grad()
+
+        for mode, model in models.items():
+            with Storages() as made:
+                y_btd = forward(model.layers)
+            kept[mode] = (made.alive([*model.parameters(), *model.buffers(), y_btd]) + x_btd.nbytes) / SEQUENCE
+            del y_btd
+        times = in_turns({mode: (lambda layers=model.layers: step(layers)) for mode, model in models.items()})
+        for mode, time_ in times.items():
+            print(
+                f"{name:9} x {config.layers} {mode:10} {kept[mode]:27,.0f} {kept[mode] / kept['autograd']:15.1%} {time_:9.2f}"
+                f" {times['autograd'] / time_:19.3f} {times['recompute'] / time_:14.3f}"
+            )
+
+
+def loss_peak(way: str) -> None:
+    """Prints the peak memory of a loss and its gradients."""
+    x_btd = torch.randn(1, SEQUENCE, 256, requires_grad=True)
+    weight_vd = torch.randn(32000, 256).mul_(0.02).requires_grad_()
+    labels_bt = torch.randint(32000, (1, SEQUENCE))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if way == "chunked":
+        loss, _ = cross_entropy(x_btd, weight_vd, labels_bt)
+    else:
+        loss = F.cross_entropy(F.linear(x_btd, weight_vd).flatten(0, 1), labels_bt.flatten(), reduction="sum")
+    loss.backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def training(side: str, config: LlamaConfig) -> Callable[[], None]:
+    """A training step of a side: transformers, or one of ACTIVATIONS."""
+    torch.manual_seed(0)
+    tokens_bt = torch.randint(config.vocab_size, (1, SEQUENCE + 1))
+    if side == "transformers":
+        theirs = LlamaForCausalLM(TheirConfig(**hugging_face_config(config, 1, 2), attn_implementation="sdpa"))
+        model: nn.Module = theirs
+        labels_bt = tokens_bt[:, :-1]  # shifted inside
+
+        def loss() -> Tensor:
+            return theirs(tokens_bt[:, :-1], labels=labels_bt, use_cache=False).loss
+    else:
+        model = ours = Llama(config, side)
+        ours.init_weights(0)
+
+        def loss() -> Tensor:
+            loss_sum, count = ours(tokens_bt[:, :-1], tokens_bt[:, 1:])
+            return loss_sum / count
+
+    adam = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        loss().backward()
+        adam.step()
+        adam.zero_grad()
+
+    return step
+
+
+def training_peak(side: str, name: str) -> None:
+    """Prints the peak memory of two steps."""
+    step = training(side, MODELS[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def peak(*arguments: str) -> float:
+    """MB that a process of its own reports."""
+    command = [sys.executable, "-m", "benchmarks.llama", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) * 1024 / 1e6
+
+
+def main() -> None:
+    """Prints the tables."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}")
+    blocks()
+
+    plain, chunked = peak("loss", "plain"), peak("loss", "chunked")
+    logits = SEQUENCE * 32000 * 4 / 1e6
+    print(
+        f"\nLoss of {SEQUENCE} tokens, 32,000 pieces: peak {plain:.0f} MB plain, {chunked:.0f} MB chunked; logits {logits:.0f} MB"
+    )
+
+    print("\nTraining steps with AdamW, fp32       tokens/s   to transformers   peak MB")
+    for name, config in MODELS.items():
+        sides = ("transformers", *ACTIVATIONS)
+        times = in_turns({side: training(side, config) for side in sides})
+        gc.collect()
+        for side in sides:
+            print(
+                f"{name:9} x {config.layers} {side:14} {SEQUENCE / times[side]:15,.0f} {times['transformers'] / times[side]:17.3f}"
+                f" {peak('training', side, name):9,.0f}"
+            )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        {"loss": loss_peak, "training": training_peak}[sys.argv[1]](*sys.argv[2:])
