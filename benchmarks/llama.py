@@ -4,13 +4,12 @@
 Peak memory is that of a process of its own, less what it had before its first step.
 """
 
-import gc
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +22,7 @@ from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
 from model.config import ACTIVATIONS, LlamaConfig
-from model.convert import hugging_face_config
-from model.llama import Block, Llama
+from model.llama import Llama
 from model.loss import cross_entropy
 
 SEQUENCE = 2048
@@ -34,9 +32,10 @@ BLOCKS = {
     "1.1B": LlamaConfig(dim=2048, layers=1, heads=32, kv_heads=4, hidden=5632),
 }
 MODELS = {
-    "dim 256": LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704),
-    "dim 1024": LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816),
+    "dim 256": (LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704), 1, SEQUENCE),
+    "dim 1024": (LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816), 1, SEQUENCE),
 }
+SIDES = ("transformers", *ACTIVATIONS)
 
 
 class Storages(TorchDispatchMode):
@@ -72,41 +71,46 @@ def in_turns(sides: dict[str, Callable[[], None]]) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def through_blocks(model: Llama, x_btd: Tensor) -> Tensor:
+    """The blocks' output for x."""
+    tables = model.rotary(slice(0, x_btd.shape[1]))
+    for layer in model.layers:
+        x_btd = layer(x_btd, *tables)
+    return x_btd
+
+
 def blocks() -> None:
     """Kept activations and speed of the blocks' three ways."""
-    print(
-        f"\nBlocks, sequence {SEQUENCE}, fp32         kept bytes/token   of autograd's   seconds   speed to autograd   to recompute"
-    )
+    print(f"\nBlocks, {SEQUENCE} tokens, fp32     kept bytes/token  of autograd's  seconds  speed to autograd  to recompute")
     for name, config in BLOCKS.items():
-        models = {mode: Llama(config, mode) for mode in ACTIVATIONS}
-        for model in models.values():
-            model.init_weights(0)
-        tables = models["manual"].rotary(slice(0, SEQUENCE))
         x_btd = torch.randn(1, SEQUENCE, config.dim, requires_grad=True)
         grad_btd = torch.randn(1, SEQUENCE, config.dim)
-        kept = {}
-
-        def forward(layers: nn.ModuleList, x: Tensor = x_btd, tables: tuple[Tensor, Tensor] = tables) -> Tensor:
-            for layer in layers:
-                assert isinstance(layer, Block)
-                x = layer(x, *tables)
-            return x
-
-        def step(layers: nn.ModuleList, forward: Any = forward, grad_btd: Tensor = grad_btd) -> None:
-            forward(layers).backward(grad_btd)
-            layers.zero_grad()
-
-        for mode, model in models.items():
+        kept, steps = {}, {}
+        for activations in ACTIVATIONS:
+            model = Llama(config, activations)
+            model.init_weights(0)
             with Storages() as made:
-                y_btd = forward(model.layers)
-            kept[mode] = (made.alive([*model.parameters(), *model.buffers(), y_btd]) + x_btd.nbytes) / SEQUENCE
-            del y_btd
-        times = in_turns({mode: (lambda layers=model.layers: step(layers)) for mode, model in models.items()})
-        for mode, time_ in times.items():
+                y_btd = through_blocks(model, x_btd)
+            kept[activations] = made.alive([*model.parameters(), *model.buffers(), y_btd]) / SEQUENCE
+
+            def step(model: Llama = model, x_btd: Tensor = x_btd, grad_btd: Tensor = grad_btd) -> None:
+                through_blocks(model, x_btd).backward(grad_btd)
+                model.zero_grad()
+
+            steps[activations] = step
+        del y_btd
+        for activations, seconds in (times := in_turns(steps)).items():
             print(
-                f"{name:9} x {config.layers} {mode:10} {kept[mode]:27,.0f} {kept[mode] / kept['autograd']:15.1%} {time_:9.2f}"
-                f" {times['autograd'] / time_:19.3f} {times['recompute'] / time_:14.3f}"
+                f"{name:9} x {config.layers} {activations:10} {kept[activations]:25,.0f}"
+                f" {kept[activations] / kept['autograd']:14.1%} {seconds:8.2f}"
+                f" {times['autograd'] / seconds:18.3f} {times['recompute'] / seconds:13.3f}"
             )
+
+
+def resident_peak() -> int:
+    """The most memory that this process has had, in KiB; getrusage would tell that of the process it was started from."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def loss_peak(way: str) -> None:
@@ -114,21 +118,31 @@ def loss_peak(way: str) -> None:
     x_btd = torch.randn(1, SEQUENCE, 256, requires_grad=True)
     weight_vd = torch.randn(32000, 256).mul_(0.02).requires_grad_()
     labels_bt = torch.randint(32000, (1, SEQUENCE))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_peak()
     if way == "chunked":
         loss, _ = cross_entropy(x_btd, weight_vd, labels_bt)
     else:
         loss = F.cross_entropy(F.linear(x_btd, weight_vd).flatten(0, 1), labels_bt.flatten(), reduction="sum")
     loss.backward()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(resident_peak() - before)
 
 
-def training(side: str, config: LlamaConfig) -> Callable[[], None]:
-    """A training step of a side: transformers, or one of ACTIVATIONS."""
+def training(side: str, name: str) -> Callable[[], None]:
+    """A training step of a model on one of the sides."""
+    config, batch, sequence = MODELS[name]
     torch.manual_seed(0)
-    tokens_bt = torch.randint(config.vocab_size, (1, SEQUENCE + 1))
+    tokens_bt = torch.randint(config.vocab_size, (batch, sequence + 1))
     if side == "transformers":
-        theirs = LlamaForCausalLM(TheirConfig(**hugging_face_config(config, 1, 2), attn_implementation="sdpa"))
+        their_config = TheirConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.dim,
+            intermediate_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            attn_implementation="sdpa",
+        )
+        theirs = LlamaForCausalLM(their_config)
         model: nn.Module = theirs
         labels_bt = tokens_bt[:, :-1]  # shifted inside
 
@@ -154,11 +168,11 @@ def training(side: str, config: LlamaConfig) -> Callable[[], None]:
 
 def training_peak(side: str, name: str) -> None:
     """Prints the peak memory of two steps."""
-    step = training(side, MODELS[name])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = training(side, name)
+    before = resident_peak()
     step()
     step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(resident_peak() - before)
 
 
 def peak(*arguments: str) -> float:
@@ -176,18 +190,15 @@ def main() -> None:
     plain, chunked = peak("loss", "plain"), peak("loss", "chunked")
     logits = SEQUENCE * 32000 * 4 / 1e6
     print(
-        f"\nLoss of {SEQUENCE} tokens, 32,000 pieces: peak {plain:.0f} MB plain, {chunked:.0f} MB chunked; logits {logits:.0f} MB"
+        f"\nLoss of {SEQUENCE} tokens, 32,000 pieces: peak {plain:.0f} MB plain, {chunked:.0f} MB chunked, logits {logits:.0f} MB"
     )
 
-    print("\nTraining steps with AdamW, fp32       tokens/s   to transformers   peak MB")
-    for name, config in MODELS.items():
-        sides = ("transformers", *ACTIVATIONS)
-        times = in_turns({side: training(side, config) for side in sides})
-        gc.collect()
-        for side in sides:
+    print("\nTraining with AdamW, 32,000 pieces, fp32        tokens/s  to transformers  peak MB")
+    for name, (config, batch, sequence) in MODELS.items():
+        for side, seconds in (times := in_turns({side: training(side, name) for side in SIDES})).items():
             print(
-                f"{name:9} x {config.layers} {side:14} {SEQUENCE / times[side]:15,.0f} {times['transformers'] / times[side]:17.3f}"
-                f" {peak('training', side, name):9,.0f}"
+                f"{name:9} x {config.layers}, {batch} x {sequence:4} {side:14} {batch * sequence / seconds:16,.0f}"
+                f" {times['transformers'] / seconds:16.3f} {peak('training', side, name):8,.0f}"
             )
 
 
