@@ -26,13 +26,13 @@ from model.llama import Llama
 from model.loss import cross_entropy
 
 SEQUENCE = 2048
-ROUNDS = 5
+ROUNDS = 3
 BLOCKS = {
     "dim 1024": LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816),
     "1.1B": LlamaConfig(dim=2048, layers=1, heads=32, kv_heads=4, hidden=5632),
 }
 MODELS = {
-    "dim 256": (LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704), 1, SEQUENCE),
+    "dim 256": (LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704), 8, 256),
     "dim 1024": (LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816), 1, SEQUENCE),
 }
 SIDES = ("transformers", *ACTIVATIONS)
@@ -189,9 +189,7 @@ def main() -> None:
 
     plain, chunked = peak("loss", "plain"), peak("loss", "chunked")
     logits = SEQUENCE * 32000 * 4 / 1e6
-    print(
-        f"\nLoss of {SEQUENCE} tokens, 32,000 pieces: peak {plain:.0f} MB plain, {chunked:.0f} MB chunked, logits {logits:.0f} MB"
-    )
+    print(f"\nLoss, {SEQUENCE} tokens, 32,000 pieces: peak MB {plain:.0f} plain, {chunked:.0f} chunked; logits {logits:.0f}")
 
     print("\nTraining with AdamW, 32,000 pieces, fp32        tokens/s  to transformers  peak MB")
     for name, (config, batch, sequence) in MODELS.items():
