@@ -171,7 +171,7 @@ class _Block(torch.autograd.Function):
             grad_q_bthk, grad_k_bthk, grad_v_bthk = torch.autograd.grad(
                 attended, (q_bthk, k_bthk, v_bthk), grad_attended, retain_graph=True
             )
-            grad_q_nd, grad_k_nd = (rotate(grad, cos_tk, -sin_tk).view(len(x_nd), -1) for grad in (grad_q_bthk, grad_k_bthk))
+            grad_q_nd, grad_k_nd = (rotate(grad, cos_tk, -sin_tk).reshape(len(x_nd), -1) for grad in (grad_q_bthk, grad_k_bthk))
             grad_v_nd = grad_v_bthk.reshape(len(x_nd), -1)
             normed_nd = rms_norm(x_nd, scale_n1, w.attention_norm).to(ctx.product_type)
             weight_grad("wq", grad_q_nd, normed_nd)
