@@ -85,7 +85,8 @@ def blocks() -> None:
     for name, config in BLOCKS.items():
         x_btd = torch.randn(1, SEQUENCE, config.dim, requires_grad=True)
         grad_btd = torch.randn(1, SEQUENCE, config.dim)
-        kept, steps = {}, {}
+        kept: dict[str, float] = {}
+        steps: dict[str, Callable[[], None]] = {}
         for activations in ACTIVATIONS:
             model = Llama(config, activations)
             model.init_weights(0)
@@ -201,7 +202,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        main()
-    else:
-        {"loss": loss_peak, "training": training_peak}[sys.argv[1]](*sys.argv[2:])
+    match sys.argv[1:]:
+        case []:
+            main()
+        case ["loss", way]:
+            loss_peak(way)
+        case ["training", side, name]:
+            training_peak(side, name)
