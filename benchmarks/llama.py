@@ -92,7 +92,8 @@ def blocks() -> None:
             model.init_weights(0)
             with Storages() as made:
                 y_btd = through_blocks(model, x_btd)
-            kept[activations] = made.alive([*model.parameters(), *model.buffers(), y_btd]) / SEQUENCE
+            others = made.alive([*model.parameters(), *model.buffers(), x_btd, y_btd])
+            kept[activations] = (others + x_btd.nbytes) / SEQUENCE  # all three keep the first block's input
 
             def step(model: Llama = model, x_btd: Tensor = x_btd, grad_btd: Tensor = grad_btd) -> None:
                 through_blocks(model, x_btd).backward(grad_btd)
