@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(shell for python in $(RUN) python3.12 python3.11 python3
 	"$$python" -c '$(RIGHT_VERSION)' 2>/dev/null && echo "$$python"; done; echo python3))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench clean $(STAGES)
+.PHONY: help setup demo test test-all lint bench bench-model clean $(STAGES)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lint: $(READY) ## ruff, mypy and the import rules
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	.venv/bin/lint-imports
+
+bench-model: $(READY) ## the model: kept activations, speed and memory beside transformers
+	@$(RUN) -m benchmarks.llama
 
 bench: $(READY) ## the benchmarks, one after another
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(RUN) "$$script" $(ARGS); done

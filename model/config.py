@@ -1,10 +1,12 @@
-"""The shape of a LLaMA: in go its sizes, out come checked sizes, the parameter count and the FLOPs per token.
+"""The shape of a LLaMA: in go its sizes, out come checked sizes, the parameter count, FLOPs and bytes.
 
 Needs no torch, so that configurations can be read and checked without it.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
+
+ACTIVATIONS = ("autograd", "recompute", "manual")  # what training keeps for the backward: see `model.llama.Llama`
 
 
 def _described(default: Any, help: str) -> Any:
@@ -68,3 +70,25 @@ class LlamaConfig:
         """
         multiplied = self.parameter_count() - (0 if self.tied else self.vocab_size * self.dim)
         return 6 * multiplied + 6 * self.layers * self.dim * sequence
+
+    def parameter_bytes(self, itemsize: int) -> int:
+        """Bytes of the parameters, in a type of `itemsize` bytes."""
+        return self.parameter_count() * itemsize
+
+    def activation_bytes_per_token(self, activations: str, itemsize: int) -> int:
+        """Bytes a token that are kept from the forward to the backward in a model whose type has `itemsize` bytes.
+
+        `activations` is one of ACTIVATIONS. Counted is what there is when the loss is known: the blocks, the last norm and the
+        gradient that the loss leaves; neither parameters nor what is of the same size whatever the tokens (rotary tables, the
+        gradient of the output weight). The backward's own memory comes on top, with `recompute` a block of `autograd`.
+        """
+        keys = self.kv_heads * self.head_dim
+        # A norm keeps x and x / rms, which is a copy in fp32 where the model's type is smaller, and the 1 / rms of each token.
+        norm = self.dim * (2 * itemsize if itemsize >= 4 else 4 + itemsize) + max(4, itemsize)
+        attention = (2 * self.dim + 2 * keys) * itemsize + self.heads * max(4, itemsize)
+        block = {
+            "autograd": 2 * (norm + self.dim * itemsize) + attention + 4 * self.hidden * itemsize,
+            "recompute": self.dim * itemsize,
+            "manual": 2 * (self.dim * itemsize + max(4, itemsize)) + attention + 2 * self.hidden * itemsize,
+        }[activations]
+        return self.layers * block + norm + self.dim * itemsize

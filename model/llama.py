@@ -12,8 +12,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from model.config import LlamaConfig
+from model.attention import attend, document_lengths, joined, rotary_tables, rotate
+from model.block_backward import BlockWeights, block
+from model.config import ACTIVATIONS, LlamaConfig
 from model.loss import cross_entropy
 
 
@@ -23,19 +26,6 @@ class Cache(Protocol):
     def append(self, k_bhtk: Tensor, v_bhtk: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new tokens' keys and values; return those of all tokens so far."""
         ...
-
-
-def rotary_tables(head_dim: int, length: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · theta^(-2i / head_dim), each fp32 [length, head_dim / 2] (arXiv 2104.09864 §3.4)."""
-    exponents = torch.arange(0, head_dim, 2, device="cpu").float() / head_dim
-    angles_tk = torch.outer(torch.arange(length, device="cpu").float(), 1.0 / theta**exponents)
-    return angles_tk.cos(), angles_tk.sin()
-
-
-def rotate(x_bhtk: Tensor, cos_tk: Tensor, sin_tk: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_dim / 2) of each head by the position's angles (Hugging Face's layout), in fp32."""
-    a, b = x_bhtk.float().chunk(2, -1)
-    return torch.cat((a * cos_tk - b * sin_tk, b * cos_tk + a * sin_tk), -1).to(x_bhtk.dtype)
 
 
 class Rotary(nn.Module):
@@ -57,13 +47,13 @@ class Rotary(nn.Module):
         self.cos_tk, self.sin_tk = (table.to(device) for table in rotary_tables(*self.shape))
         return self
 
-    def forward(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """The tables of positions start … start + length - 1."""
-        return self.cos_tk[start : start + length], self.sin_tk[start : start + length]
+    def forward(self, positions: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """The tables of positions: [t, k] of a slice, [b, t, k] of int64 positions_bt."""
+        return self.cos_tk[positions], self.sin_tk[positions]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in fp32, cast back, times the weight (arXiv 1910.07467)."""
+    """x / rms(x) in fp32 (fp64 where x is), cast back, times the weight (arXiv 1910.07467)."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -71,7 +61,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        x32_btd = x_btd.float()
+        x32_btd = x_btd.to(torch.promote_types(x_btd.dtype, torch.float32))
         scale_bt1 = torch.rsqrt(x32_btd.square().mean(-1, keepdim=True) + self.eps)
         return (x32_btd * scale_bt1).to(x_btd.dtype) * self.weight
 
@@ -82,25 +72,26 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.head_dim = config.head_dim
-        self.grouped = config.kv_heads < config.heads
         self.wq = nn.Linear(config.dim, config.heads * config.head_dim, bias=False)
         self.wk = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, config.kv_heads * config.head_dim, bias=False)
         self.wo = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
 
-    def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, cache: Cache | None = None) -> Tensor:
-        q_bhtk, k_bhtk, v_bhtk = (
-            projection(x_btd).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for projection in (self.wq, self.wk, self.wv)
-        )
-        q_bhtk = rotate(q_bhtk, cos_tk, sin_tk)
-        k_bhtk = rotate(k_bhtk, cos_tk, sin_tk)
+    def forward(
+        self,
+        x_btd: Tensor,
+        cos_tk: Tensor,
+        sin_tk: Tensor,
+        lengths: Sequence[int] | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        q_bthk, k_bthk, v_bthk = (w(x_btd).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        q_bthk, k_bthk = rotate(q_bthk, cos_tk, sin_tk), rotate(k_bthk, cos_tk, sin_tk)
         if cache is not None:
-            k_bhtk, v_bhtk = cache.append(k_bhtk, v_bhtk)
-        new, seen = q_bhtk.shape[2], k_bhtk.shape[2]
-        assert new in (1, seen), "a cache takes the prompt at once, then token by token"
-        # The fused kernels store no attention weights and skip masked scores (arXiv 2302.13971 §2.4).
-        x_bhtk = F.scaled_dot_product_attention(q_bhtk, k_bhtk, v_bhtk, is_causal=new > 1, enable_gqa=self.grouped)
-        return self.wo(x_bhtk.transpose(1, 2).flatten(2))
+            k_bhtk, v_bhtk = cache.append(k_bthk.transpose(1, 2), v_bthk.transpose(1, 2))
+            k_bthk, v_bthk = k_bhtk.transpose(1, 2), v_bhtk.transpose(1, 2)
+            assert q_bthk.shape[1] in (1, k_bthk.shape[1]), "a cache takes the prompt at once, then token by token"
+        return self.wo(joined(attend(q_bthk, k_bthk, v_bthk, lengths))).view_as(x_btd)
 
 
 class FeedForward(nn.Module):
@@ -117,17 +108,49 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on the normed stream and added to it."""
+    """Attention, then feed-forward, each on the normed stream and added to it; `activations` as for `Llama`."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, activations: str):
         super().__init__()
+        self.activations = activations
         self.attention = Attention(config)
         self.feed_forward = FeedForward(config)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, cache: Cache | None = None) -> Tensor:
-        x_btd = x_btd + self.attention(self.attention_norm(x_btd), cos_tk, sin_tk, cache)
+    def forward(
+        self,
+        x_btd: Tensor,
+        cos_tk: Tensor,
+        sin_tk: Tensor,
+        lengths: Sequence[int] | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        if self.activations == "autograd" or not torch.is_grad_enabled():
+            return self._forward(x_btd, cos_tk, sin_tk, lengths, cache)
+        assert cache is None, "generation needs no gradients"
+        if self.activations == "recompute":
+            return checkpoint(
+                self._forward, x_btd, cos_tk, sin_tk, lengths, None, use_reentrant=False, preserve_rng_state=False
+            )
+        attention, feed_forward = self.attention, self.feed_forward
+        weights = BlockWeights(
+            self.attention_norm.weight,
+            attention.wq.weight,
+            attention.wk.weight,
+            attention.wv.weight,
+            attention.wo.weight,
+            self.feed_forward_norm.weight,
+            feed_forward.w1.weight,
+            feed_forward.w3.weight,
+            feed_forward.w2.weight,
+        )
+        return block(x_btd, weights, cos_tk, sin_tk, lengths, attention.head_dim, self.attention_norm.eps)
+
+    def _forward(
+        self, x_btd: Tensor, cos_tk: Tensor, sin_tk: Tensor, lengths: Sequence[int] | None, cache: Cache | None
+    ) -> Tensor:
+        x_btd = x_btd + self.attention(self.attention_norm(x_btd), cos_tk, sin_tk, lengths, cache)
         return x_btd + self.feed_forward(self.feed_forward_norm(x_btd))
 
 
@@ -143,19 +166,26 @@ class Output(nn.Module):
 
     def forward(self, x_btd: Tensor, labels_bt: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         if labels_bt is None:
-            return F.linear(x_btd, self.weight).float()
+            logits_btv = F.linear(x_btd, self.weight)
+            return logits_btv.to(torch.promote_types(logits_btv.dtype, torch.float32))
         return cross_entropy(x_btd, self.weight, labels_bt)
 
 
 class Llama(nn.Module):
-    """The whole model. Parameters are made uninitialised: call `init_weights`, or load a state dict."""
+    """The whole model. Parameters are made uninitialised: call `init_weights`, or load a state dict.
 
-    def __init__(self, config: LlamaConfig):
+    `activations` says what training keeps for the backward: `autograd` all that autograd asks for, `recompute` the input of
+    each block (which then runs its forward twice), `manual` what `model.block_backward` says. Raises ValueError for another.
+    """
+
+    def __init__(self, config: LlamaConfig, activations: str = "autograd"):
         super().__init__()
+        if activations not in ACTIVATIONS:
+            raise ValueError(f"activations={activations}: choose {', '.join(ACTIVATIONS)}")
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim, _weight=torch.empty(config.vocab_size, config.dim))
         self.rotary = Rotary(config)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Block(config, activations) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = Output(self.embedding.weight if config.tied else nn.Parameter(torch.empty(config.vocab_size, config.dim)))
         if config.tied:  # one parameter, one name, as in named_parameters()
@@ -168,27 +198,44 @@ class Llama(nn.Module):
             self.output.weight = self.embedding.weight
         return self
 
-    def hidden(self, tokens_bt: Tensor, caches: Sequence[Cache] | None = None, start: int = 0) -> Tensor:
+    def hidden(
+        self,
+        tokens_bt: Tensor,
+        caches: Sequence[Cache] | None = None,
+        start: int = 0,
+        documents_bt: Tensor | None = None,
+    ) -> Tensor:
         """Normed output x_btd of the last block for int64 tokens_bt, which stand at positions start, start + 1, …
 
-        `caches` (one per layer) hold what is before `start`. Raises ValueError beyond max_sequence.
+        `caches` (one per layer) hold what is before `start`. `documents_bt` as for `forward`, which has no cache. Raises
+        ValueError beyond max_sequence.
         """
         if start + tokens_bt.shape[1] > self.config.max_sequence:
             raise ValueError(
                 f"a sequence of {start + tokens_bt.shape[1]} tokens is longer than max_sequence={self.config.max_sequence}"
             )
-        cos_tk, sin_tk = self.rotary(start, tokens_bt.shape[1])
+        lengths = None
+        positions: slice | Tensor = slice(start, start + tokens_bt.shape[1])
+        if documents_bt is not None:
+            assert documents_bt.shape == tokens_bt.shape and caches is None and start == 0
+            lengths = document_lengths(documents_bt)
+            positions = torch.cat([torch.arange(length) for length in lengths]).view(tokens_bt.shape).to(tokens_bt.device)
+        cos_tk, sin_tk = self.rotary(positions)
         x_btd = self.embedding(tokens_bt)
         for i, layer in enumerate(self.layers):
-            x_btd = layer(x_btd, cos_tk, sin_tk, None if caches is None else caches[i])
+            x_btd = layer(x_btd, cos_tk, sin_tk, lengths, None if caches is None else caches[i])
         return self.norm(x_btd)
 
-    def forward(self, tokens_bt: Tensor, labels_bt: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens_bt: Tensor, labels_bt: Tensor | None = None, documents_bt: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens_bt int64 → logits_btv fp32; with labels_bt → (summed loss fp32, count of labels that are not -100 int64).
 
-        labels_bt[i, j] is the token that follows tokens_bt[i, j]: nothing is shifted here.
+        labels_bt[i, j] is the token that follows tokens_bt[i, j]: nothing is shifted here. documents_bt (integers) numbers
+        the documents that share a row: where the number changes another one starts, at position 0, and attention stays inside
+        each. The numbers are needed on the host: on a GPU that waits for the device once.
         """
-        return self.output(self.hidden(tokens_bt), labels_bt)
+        return self.output(self.hidden(tokens_bt, documents_bt=documents_bt), labels_bt)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from model.attention import rotary_tables
 from model.config import LlamaConfig
 from model.convert.layout import check_tensors, halves_from_pairs, is_rotated, pairs_from_halves, tensor_shapes
-from model.llama import rotary_tables
 
 NORM_EPS, ROPE_THETA = 1e-5, 10000.0
 _HEADER = struct.Struct("<7i")
@@ -102,8 +102,10 @@ def to_llama2c(weights: Mapping[str, Tensor], config: LlamaConfig, path: Path) -
 
 
 def _write_tables(write, config: LlamaConfig) -> None:  # type: ignore[no-untyped-def]
-    for table in rotary_tables(config.head_dim, config.max_sequence, config.rope_theta):
-        write(table.numpy().astype("<f4", copy=False).data)
+    cos_tk, sin_tk = rotary_tables(config.head_dim, config.max_sequence, config.rope_theta)
+    half = config.head_dim // 2
+    for table in (cos_tk[:, :half], sin_tk[:, half:]):
+        write(table.contiguous().numpy().astype("<f4", copy=False).data)
 
 
 def _order(config: LlamaConfig) -> Iterator[str]:

@@ -8,8 +8,10 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 
+from model.llama import Block
 from pipeline.training.settings import TrainConfig, ZeroConfig
 
 # An all-reduce for inference on CPUs, which DeepSpeed would compile in the first start: a start that is killed while torch's
@@ -55,6 +57,8 @@ def build_engine(model: nn.Module, train: TrainConfig, zero: ZeroConfig, world: 
         {"params": vectors, "weight_decay": 0.0},
     ]
     adam = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps)
+    if zero.stage == 3:  # a block's weights come together: its backward needs them all, and outside of its submodules
+        set_z3_leaf_modules(model, [Block])
     config = deepspeed_config(train, zero, world, sum(p.numel() for p in model.parameters()))
     engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=config)
     if zero.stage == 0:  # DeepSpeed clips in the same way, but keeps the norm to itself

@@ -6,6 +6,8 @@ Defaults are LLaMA-7B's (arXiv 2302.13971, table 2 and section 2.3).
 from dataclasses import dataclass, field
 from typing import Any
 
+from model.config import ACTIVATIONS
+
 
 def _key(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -29,6 +31,7 @@ class TrainConfig:
     clip: float = _key(1.0, "largest norm of the gradient")
     seed: int = _key(1, "of the first weights and of the order of the samples")
     dtype: str = _key("bf16", "bf16, with fp32 master weights, or fp32")
+    activations: str = _key("manual", "kept for the backward: autograd, recompute (block inputs) or manual (linear outputs)")
     processes: int = _key(1, "processes on this machine")
     checkpoint_every: int = _key(1000, "steps between checkpoints")
     keep_checkpoints: int = _key(3, "how many of the newest checkpoints stay")
@@ -54,6 +57,8 @@ class TrainConfig:
             raise ValueError(f"train.warmup_steps={self.warmup_steps}: choose 0 to train.steps={self.steps}")
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"train.dtype={self.dtype}: choose bf16 or fp32")
+        if self.activations not in ACTIVATIONS:
+            raise ValueError(f"train.activations={self.activations}: choose {', '.join(ACTIVATIONS)}")
 
     def accumulation(self, world: int) -> int:
         """Micro-batches a process takes for one step. Raises ValueError where batch_tokens is no whole number of them."""

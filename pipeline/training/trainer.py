@@ -36,7 +36,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     loader = Loader(sources, job.mixture.shares, job.mixture.epochs, config.sequence, config.seed, job.tokenizer)
     checks = [folder.parent / prefix for prefixes in job.validation_shards.values() for prefix in prefixes]
     validation = Validation(checks, config.sequence, job.tokenizer)
-    model = Llama(job.model)
+    model = Llama(job.model, config.activations)
     model.init_weights(config.seed)
     engine = build_engine(model, config, job.zero, world)
     checkpoints = folder / "checkpoints"

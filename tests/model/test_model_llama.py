@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from model.config import LlamaConfig
+from model.attention import rotary_tables, rotate
+from model.config import ACTIVATIONS, LlamaConfig
 from model.convert.hugging_face import hugging_face_names, to_hugging_face
-from model.llama import Attention, Llama, RMSNorm, initial_weight, rotary_tables, rotate
+from model.llama import Attention, Llama, RMSNorm, initial_weight
 
 SHAPES: dict[str, dict[str, Any]] = {
     "multi-head": {},
@@ -29,9 +30,9 @@ def small(**change: Any) -> LlamaConfig:
     return LlamaConfig(**{**sizes, **change})
 
 
-def random_model(config: LlamaConfig, seed: int = 0) -> Llama:
+def random_model(config: LlamaConfig, seed: int = 0, activations: str = "autograd") -> Llama:
     """Every parameter random (norms too) and large enough for all parts to matter."""
-    model = Llama(config)
+    model = Llama(config, activations)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         spread = torch.randn(parameter.shape, generator=generator)
@@ -44,10 +45,11 @@ def random_tokens(config: LlamaConfig, batch: int = 3, seed: int = 1) -> Tensor:
     return torch.randint(config.vocab_size, (batch, config.max_sequence), generator=generator)
 
 
+@pytest.mark.parametrize("activations", ACTIVATIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_and_gradients_are_those_of_transformers(shape: str, tmp_path: Path) -> None:
+def test_logits_and_gradients_are_those_of_transformers(shape: str, activations: str, tmp_path: Path) -> None:
     config = small(**SHAPES[shape])
-    ours = random_model(config)
+    ours = random_model(config, activations=activations)
     to_hugging_face(ours.state_dict(), config, tmp_path, bos=1, eos=2)
     theirs = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     tokens = random_tokens(config)
@@ -108,10 +110,25 @@ def test_later_tokens_change_nothing_before_them() -> None:
     assert not torch.allclose(model(tokens)[:, 10:], model(changed)[:, 10:])
 
 
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_documents_of_a_row_are_as_if_alone(activations: str) -> None:
+    config = small(kv_heads=2)
+    model = random_model(config, activations=activations)
+    tokens = random_tokens(config, batch=2)
+    documents = torch.tensor([[0] * 7 + [1] + [2] * 16, [2] * 24], dtype=torch.int32)  # a row ends a document
+    found = model(tokens, documents_bt=documents)
+    for row, start, end in ((0, 0, 7), (0, 7, 8), (0, 8, 24), (1, 0, 24)):
+        torch.testing.assert_close(found[row, start:end], model(tokens[row : row + 1, start:end])[0])
+    labels = random_tokens(config, batch=2, seed=2)
+    loss, count = model(tokens, labels, documents)
+    torch.testing.assert_close(loss, F.cross_entropy(found.flatten(0, 1), labels.flatten(), reduction="sum"))
+    assert count.item() == 48
+
+
 def test_rotation_keeps_lengths_and_depends_on_distances_only() -> None:
     cos_tk, sin_tk = rotary_tables(16, 40, 10_000.0)
     q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0))
-    q_tk, k_tk = (rotate(x.expand(1, 1, 40, 16), cos_tk, sin_tk)[0, 0] for x in (q, k))
+    q_tk, k_tk = (rotate(x.expand(1, 40, 1, 16), cos_tk, sin_tk)[0, :, 0] for x in (q, k))
     torch.testing.assert_close(q_tk.norm(dim=-1), q.norm().expand(40))
     scores = q_tk @ k_tk.T
     for distance in range(40):

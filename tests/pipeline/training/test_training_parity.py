@@ -1,5 +1,6 @@
 """The same losses from every ZeRO stage, accumulation and number of ranks, and from a plain PyTorch loop."""
 
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from model.config import ACTIVATIONS
 from model.llama import Llama
 from pipeline.tokens.loader import Loader
 from pipeline.training import checkpoint
@@ -146,3 +148,22 @@ def test_ranks_stages_and_accumulation(make_job: MakeJob, tokens: Path, tmp_path
     shutil.copy(last / "metrics.jsonl", again.parent)
     run_ranks(2, [again], tmp_path)
     assert close(read_metrics(again.parent), expected)
+
+
+@pytest.mark.slow
+def test_activations_under_zero(make_job: MakeJob, tokens: Path, tmp_path: Path) -> None:
+    """What is kept for the backward changes nothing, in any stage; the matrices are so large that ZeRO-3 shares them out."""
+    wide = {"dim": 320, "kv_heads": 2, "hidden": 330}
+    assert 320 * 320 > 100_000  # what DeepSpeed's stage 3 leaves whole everywhere
+    jobs = {}
+    for stage in range(4):
+        for activations in ACTIVATIONS:
+            path = make_job(tmp_path / f"{stage}-{activations}", stage, activations=activations, steps=5, lr=1e-3)
+            job = json.loads(path.read_text())
+            path.write_text(json.dumps(job | {"model": job["model"] | wide}))
+            jobs[stage, activations] = path
+    run_ranks(2, list(jobs.values()), tmp_path)
+    expected, _ = plain_losses(Job.read(jobs[0, "autograd"]), tokens)
+    assert expected[-1] < expected[0] - 0.5, "nothing was learnt, so nothing was compared"
+    for kind, path in jobs.items():
+        assert close(read_metrics(path.parent), expected), kind

@@ -87,3 +87,8 @@ def test_accumulation(sequence: int, micro_batch: int, world: int, count: int, b
             other.accumulation(world)
     else:
         assert other.accumulation(world) * held == batch_tokens
+
+
+@pytest.mark.parametrize("value", ["checkpoint", "Manual", ""])
+def test_activations(value: str) -> None:
+    assert "choose autograd, recompute, manual" in refused(activations=value)
