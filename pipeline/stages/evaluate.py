@@ -43,8 +43,9 @@ def evaluate_unit(outputs: Outputs, weights: Path | None, job: Path, tokenizer: 
     model = load_model(told, weights)
     shards = [outputs.root / prefix for prefixes in told.validation_shards.values() for prefix in prefixes]
     validation = Validation(shards, told.train.sequence, told.tokenizer)
-    sums = validation_sums(model, validation, told.train.micro_batch, "cpu")
     processor = load(tokenizer)
+    eos = processor.eos_id() if told.train.document_mask else None
+    sums = validation_sums(model, validation, told.train.micro_batch, "cpu", eos)
     ids = processor.encode(prompt)
     [new] = generate(model, [ids], max_new=NEW_TOKENS, eos=processor.eos_id())
     text = processor.decode(ids + new)

@@ -11,15 +11,24 @@ import torch
 from torch import Tensor
 
 from pipeline.tokens.loader import Validation
+from pipeline.training.batch import batch_of
 
-LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+LossFunction = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
 def validation_sums(
-    loss: LossFunction, validation: Validation, micro_batch: int, device: str, rank: int = 0, world: int = 1
+    loss: LossFunction,
+    validation: Validation,
+    micro_batch: int,
+    device: str,
+    eos: int | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> Tensor:
     """[summed loss, tokens] (fp64) of this rank's share of the validation samples; ranks add theirs up.
+
+    `eos`: where documents are told apart, what ends them (`pipeline.training.batch.batch_of`).
 
     Every rank runs as many batches as the others, as sharded weights need it; a batch beyond the split counts nothing.
     """
@@ -28,8 +37,7 @@ def validation_sums(
     for number in range(rounds):
         rows = validation.batch((number * world + rank) * micro_batch, micro_batch)
         beyond = len(rows) == 0
-        samples = torch.from_numpy(validation.batch(0, 1) if beyond else rows).to(device)
-        summed, count = loss(samples[:, :-1], samples[:, 1:])
+        summed, count = loss(*batch_of(validation.batch(0, 1) if beyond else rows, eos, device))
         if not beyond:
             sums += torch.stack([summed.double(), count.double()])
     return sums

@@ -32,6 +32,7 @@ class TrainConfig:
     seed: int = _key(1, "of the first weights and of the order of the samples")
     dtype: str = _key("bf16", "bf16, with fp32 master weights, or fp32")
     activations: str = _key("manual", "kept for the backward: autograd, recompute (block inputs) or manual (linear outputs)")
+    document_mask: bool = _key(False, "attention and positions stay inside a document; else documents run on, as in LLaMA")
     processes: int = _key(1, "processes on this machine")
     checkpoint_every: int = _key(1000, "steps between checkpoints")
     keep_checkpoints: int = _key(3, "how many of the newest checkpoints stay")

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from model.llama import Llama
 from pipeline.tokens.loader import Loader, Validation
 from pipeline.training import checkpoint
+from pipeline.training.batch import batch_of
 from pipeline.training.engine import DEVICE, build_engine, set_learning_rate
 from pipeline.training.evaluate import perplexity, validation_sums
 from pipeline.training.job import Job
@@ -36,6 +37,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     loader = Loader(sources, job.mixture.shares, job.mixture.epochs, config.sequence, config.seed, job.tokenizer)
     checks = [folder.parent / prefix for prefixes in job.validation_shards.values() for prefix in prefixes]
     validation = Validation(checks, config.sequence, job.tokenizer)
+    eos = loader.vocabulary.eos if config.document_mask else None
     model = Llama(job.model, config.activations)
     model.init_weights(config.seed)
     engine = build_engine(model, config, job.zero, world)
@@ -50,15 +52,14 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         metrics.start()
         rate = learning_rate(step, config)
         set_learning_rate(engine, rate)
-        batch = torch.from_numpy(next(batches)).to(DEVICE, non_blocking=True)
-        tokens, labels = batch[:, :-1], batch[:, 1:]
-        told = torch.stack([(labels >= 0).sum(), torch.tensor(int(stop.is_set()), device=DEVICE)])
+        batch = batch_of(next(batches), eos, DEVICE)
+        told = torch.stack([(batch.labels >= 0).sum(), torch.tensor(int(stop.is_set()), device=DEVICE)])
         dist.all_reduce(told)
         count, stopping = told  # labels of the global batch; ranks that were told to stop
 
         loss = torch.zeros((), device=DEVICE)  # this rank's part of the mean over the global batch's labels
-        for micro, answers in zip(tokens.split(config.micro_batch), labels.split(config.micro_batch), strict=True):
-            loss_sum, _ = engine(micro, answers)
+        for micro in batch.split(config.micro_batch):
+            loss_sum, _ = engine(*micro)
             engine.backward(loss_sum / count * (accumulation * world))  # DeepSpeed divides by both
             engine.step()  # clips and steps with the last micro-batch
             loss += loss_sum.detach() / count
@@ -71,7 +72,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         if validates or saves or step % config.log_every == 0 or step == start + 1:
             rows = metrics.stop()
             if validates:
-                sums = validation_sums(engine, validation, config.micro_batch, DEVICE, rank, world)
+                sums = validation_sums(engine, validation, config.micro_batch, DEVICE, eos, rank, world)
                 dist.all_reduce(sums)
                 rows[-1]["validation_loss"] = perplexity(sums)["loss"]
             metrics.write(rows)

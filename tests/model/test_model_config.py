@@ -109,7 +109,7 @@ def test_activation_bytes_are_those_that_are_kept(activations: str, dtype: torch
 
 
 def test_manual_keeps_little_more_than_half_of_autograd() -> None:
-    for config, _ in RELEASED.values():
+    for config in (LlamaConfig(), LlamaConfig(dim=8192, layers=80, heads=64, kv_heads=8, hidden=28672)):
         for itemsize in (2, 4):
             kept = {name: config.activation_bytes_per_token(name, itemsize) for name in ACTIVATIONS}
             assert kept["recompute"] < 0.1 * kept["autograd"] and kept["manual"] < 0.6 * kept["autograd"]

@@ -44,13 +44,13 @@ def test_any_split_gives_the_plain_mean(
     for rank in range(world):
         calls = 0
 
-        def counted(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def counted(tokens: Tensor, labels: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
             nonlocal calls
             calls += 1
-            assert 0 < len(tokens) <= micro_batch
+            assert 0 < len(tokens) <= micro_batch and documents is None
             return loss(tokens, labels)
 
-        sums += validation_sums(counted, validation, micro_batch, "cpu", rank, world)
+        sums += validation_sums(counted, validation, micro_batch, "cpu", None, rank, world)
         rounds.append(calls)
     assert torch.equal(sums, expected)
     assert len(set(rounds)) == 1, "sharded weights need all ranks to run as many batches"

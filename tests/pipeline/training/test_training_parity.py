@@ -21,6 +21,7 @@ from pipeline.training import checkpoint
 from pipeline.training.job import Job
 from pipeline.training.metrics import read_metrics
 
+EOS = 2
 MakeJob = Callable[..., Path]
 RunJob = Callable[..., list[dict[str, Any]]]
 
@@ -43,7 +44,9 @@ def plain_losses(job: Job, tokens: Path) -> tuple[list[float], dict[str, torch.T
             done = (step + 1 - train.warmup_steps) / (train.steps - train.warmup_steps)
             rate = train.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
         samples = torch.from_numpy(loader.batch(step * batch, batch))
-        loss = cross_entropy(model(samples[:, :-1]).flatten(0, 1), samples[:, 1:].flatten())
+        documents = alone(samples) if train.document_mask else [samples]
+        pairs = [(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()) for tokens in documents]
+        loss = cross_entropy(torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
         for group in adam.param_groups:
@@ -52,6 +55,19 @@ def plain_losses(job: Job, tokens: Path) -> tuple[list[float], dict[str, torch.T
         adam.zero_grad()
         losses.append(loss.item())
     return losses, model.state_dict()
+
+
+def alone(samples: torch.Tensor) -> list[torch.Tensor]:
+    """Every document of the samples in a batch of its own, up to its eos; those of one token have nothing to predict."""
+    documents = []
+    for row in samples.tolist():
+        start = 0
+        for place, token in enumerate(row, 1):
+            if token == EOS or place == len(row):
+                if place - start > 1:
+                    documents.append(torch.tensor([row[start:place]]))
+                start = place
+    return documents
 
 
 def close(rows: list[dict[str, Any]], expected: list[float]) -> bool:
@@ -73,6 +89,17 @@ def test_one_rank_is_plain_pytorch(
     assert saved.keys() == weights.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(saved[name], weight, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_documents_that_are_told_apart_train_as_if_alone(
+    activations: str, make_job: MakeJob, run_job: RunJob, tokens: Path, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, activations=activations, document_mask=True, steps=6)
+    rows = run_job(job)
+    expected, _ = plain_losses(Job.read(job), tokens)
+    assert close(rows, expected)
+    assert not close(run_job(make_job(tmp_path / "on", steps=6)), expected)
 
 
 @pytest.mark.slow
