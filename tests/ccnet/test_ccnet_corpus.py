@@ -140,9 +140,9 @@ def test_rules_against_one_document_after_the_other(tmp_path_factory, rules, cra
         elif row["near"]:
             reasons["near_duplicate"] += 1
         else:
-            scores = {"language_score": score, "perplexity": perplexity, "bucket": bucket(perplexity, CUTOFFS)}
-            kept = {k: v for k, v in row.items() if k != "near"} | scores
-            expected.setdefault((row["language"], kept["bucket"]), []).append(kept)
+            name = bucket(perplexity, CUTOFFS)
+            kept = as_written(row | {"language_score": score, "perplexity": perplexity}, name)
+            expected.setdefault((row["language"], name), []).append(kept)
 
     counts = merge(judge_segment(s, rules, folder / f"{s.name}.dropped") for s in segments)
     written = {}
