@@ -10,8 +10,12 @@ RIGHT_VERSION := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 
 PYTHON ?= $(firstword $(shell for python in $(RUN) python3.12 python3.11 python3; do \
 	"$$python" -c '$(RIGHT_VERSION)' 2>/dev/null && echo "$$python"; done; echo python3))
 
+# What the benchmarks read: real pages, texts and models.
+DATA := $(or $(SHARED_DATA),../shared/data)
+TEXTS := $(wildcard $(DATA)/text/*.txt $(DATA)/text/*.gz $(DATA)/text/books/*.gz $(DATA)/crawl/segments/*.gz)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench bench-model clean $(STAGES)
+.PHONY: help setup demo test test-all lint bench bench-data bench-tokens bench-model clean $(STAGES)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,11 +46,23 @@ lint: $(READY) ## ruff, mypy and the import rules
 	$(RUN) -m mypy
 	.venv/bin/lint-imports
 
+bench-data: $(READY) ## the data stage beside its peers and the obvious versions; takes the test data
+	@$(RUN) -m benchmarks.reading $(wildcard $(DATA)/crawl/segments/*.gz)
+	@$(RUN) -m benchmarks.paragraph_keys $(wildcard $(DATA)/crawl/segments/*.gz)
+	@$(RUN) -m benchmarks.dedup $(wildcard $(DATA)/crawl/segments/*.gz)
+	@$(RUN) -m benchmarks.language_id
+	@$(RUN) -m benchmarks.perplexity $(DATA)/lm $(wildcard $(DATA)/crawl/segments/*.gz)
+	@$(RUN) -m benchmarks.ccnet_parity
+	@$(RUN) -m benchmarks.data_stage
+
+bench-tokens: $(READY) ## encoding beside SentencePiece and tokenizers, the loader beside Megatron's; takes the test data
+	@$(RUN) -m benchmarks.encoding $(DATA)/models/llama2_tokenizer.model $(TEXTS)
+	@$(RUN) -m benchmarks.loader
+
 bench-model: $(READY) ## the model: kept activations, speed and memory beside transformers
 	@$(RUN) -m benchmarks.llama
 
-bench: $(READY) ## the benchmarks, one after another
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "$$script"; $(RUN) "$$script" $(ARGS); done
+bench: bench-data bench-tokens bench-model ## all of them
 
 clean: ## remove caches; out/ and .venv/ stay
 	rm -rf build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import machine
 from pipeline.__main__ import run
 from pipeline.config import load
 
@@ -92,7 +92,7 @@ def main() -> int:
         print(f"{' '.join(key)}: {what}: {words} ({EXPLAINED.get((key, what), 'NOT EXPLAINED')})")
     unexplained = sum((key, what) not in EXPLAINED for key, what, _ in listed)
     print(f"{'differences':<20} {len(listed)}, {unexplained} of them without a reason")
-    print(f"{'machine':<20} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"{'machine':<20} {machine()}")
     return 1 if unexplained else 0
 
 

@@ -4,14 +4,12 @@ In: WET files (arguments), or a segment of the demo crawl that is written here, 
 the duplicates of a crawl: half of them occur once, the others follow Zipf's law. They lie in a temporary folder, 8 bytes
 a key. Out: keys, documents and MB a second of CPU time in one process, and peak memory a key (of a process that does
 nothing else, less that of one with a handful of keys).
-`python benchmarks/dedup.py [--keys 200000000] [--segments 20] [--folder /tmp] [FILE …]`
+`python -m benchmarks.dedup [--keys 200000000] [--segments 20] [--folder /tmp] [FILE …]`
 """
 
 import argparse
 import hashlib
 import multiprocessing
-import os
-import platform
 import resource
 import tempfile
 import time
@@ -25,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.machine import machine
 from ccnet.dedup import mark_partition, partition_of
 from ccnet.demo_crawl import plan, write_segment
 from ccnet.near_duplicates import PERMUTATIONS, link_partition, pair_documents, sign_documents, signatures
@@ -201,7 +200,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where the temporary folder is made")
     parser.add_argument("files", nargs="*", help="WET files")
     options = parser.parse_args()
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n")
+    print(machine(), end="\n\n")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         benchmark_marks(options.keys, options.segments, Path(folder))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

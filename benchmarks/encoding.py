@@ -3,12 +3,11 @@
 In: a SentencePiece model like LLaMA's and text (plain or gzip; a form feed parts documents) or WET files; without arguments
 the demo crawl and a model trained on it. Out: MB of UTF-8 a CPU second on one core, ratios, and how many documents have
 SentencePiece's ids; then the whole of `tokenize_part`, from Parquet to a shard. The best of ROUNDS rounds.
-`python benchmarks/encoding.py [MODEL FILE …]`
+`python -m benchmarks.encoding [MODEL FILE …]`
 """
 
 import gzip
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tokenizers
 
+from benchmarks.machine import machine
 from ccnet.demo_crawl import plan, write_segment
 from ccnet.wet import read_pages
 from pipeline.tokens import tokenizer
@@ -103,7 +103,7 @@ def compare(model: Path, texts: pa.StringArray, folder: Path) -> None:
             taken, found[name] = timed(run)
             seconds.setdefault(name, []).append(taken)
     reference = found[SENTENCEPIECE]
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(machine())
     print(f"text: {size:.1f} MB, {len(listed):,} documents, {sum(map(len, reference)):,} tokens")
     print(f"model: {model.name}, {processor.get_piece_size():,} pieces; tables of the kernel made in {loading:.2f} s")
     print(f"{'':<26}{'MB/s':>8}{'to SentencePiece':>18}{'to Hugging Face':>17}{'equal documents':>17}")

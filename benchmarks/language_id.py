@@ -9,7 +9,6 @@ agreement, or where the library has another language for the whole text.
 
 import csv
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import fasttext
 import pyarrow.parquet as pq
 
+from benchmarks.machine import machine
 from ccnet.language import CLEAR, PART, LanguageIdentifier, default_model
 from ccnet.wet import read_pages
 from pipeline.__main__ import run
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
         print(f"  {name:<29} {same} of {len(texts)} agree ({same / len(texts):.2%}); {size:.1f} MB,", end=" ")
         rates = " MB/s, ".join(f"{name} {size / s:.1f}" for name, s in zip(("library", "whole", "part"), seconds, strict=True))
         print(f"{rates} MB/s; library / whole {seconds[0] / seconds[1]:.2f}, whole / part {seconds[1] / seconds[2]:.2f}")
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(machine())
     return 0 if lowest >= NEEDED else 1
 
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
+from benchmarks.machine import machine
 from model.config import ACTIVATIONS, LlamaConfig
 from model.llama import Llama
 from model.loss import cross_entropy
@@ -187,6 +188,7 @@ def peak(*arguments: str) -> float:
 def main() -> None:
     """Prints the tables."""
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}")
+    print(machine())
     blocks()
 
     plain, chunked = peak("loss", "plain"), peak("loss", "chunked")

@@ -2,12 +2,10 @@
 
 In: nothing; shards of random ids are written to a temporary folder, and 2 TB of holes beside them. Out: CPU time of one
 process, in tokens a second from a warm page cache; seconds to start and to read one sample anywhere; memory.
-`python benchmarks/loader.py`
+`python -m benchmarks.loader`
 """
 
 import itertools
-import os
-import platform
 import resource
 import tempfile
 import time
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.machine import machine
 from pipeline.tokens.loader import Loader, document_boundaries
 from pipeline.tokens.shards import HEADER, MAGIC, Shard, ShardFiles, Vocabulary, write_shard
 
@@ -166,7 +165,7 @@ def mapped() -> int:
 def main() -> None:
     """Prints both tables."""
     torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    print(machine())
     for count, tokens in ((40, 250_000), (400, 250_000_000), (4000, 250_000_000), (16_000, 62_500_000)):
         with tempfile.TemporaryDirectory() as folder:
             start_and_seek(Path(folder), count, tokens)

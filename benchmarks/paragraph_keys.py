@@ -2,12 +2,10 @@
 
 In: WET files (arguments), or a segment of the demo crawl that is written here. Out: MB of text a second of CPU time,
 and the ratio.
-`python benchmarks/paragraph_keys.py [FILE …]`
+`python -m benchmarks.paragraph_keys [FILE …]`
 """
 
 import hashlib
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from benchmarks.machine import machine
 from ccnet.demo_crawl import plan, write_segment
 from ccnet.normalize import paragraph_keys
 from ccnet.wet import read_pages
@@ -55,7 +54,7 @@ def main(files: list[str]) -> None:
     expected = [key for page in text.to_pylist() for key in obvious_keys(page)]
     obvious = time.process_time() - start
     assert keys.tolist() == expected
-    print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(machine())
     print(f"text            {size:8.1f} MB, {len(keys):,} paragraphs")
     print(f"reading the WET {size / reading:8.1f} MB/s")
     print(f"kernel          {size / kernel:8.1f} MB/s")

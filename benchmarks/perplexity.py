@@ -2,10 +2,9 @@
 
 In: a folder of language models ({language}.sp.model and {language}.arpa.bin) and WET files; each model scores the pages of
 its language. Out: MB of text per CPU second, the ratio, and the pages for which both sides give exactly the same.
-`python benchmarks/perplexity.py MODELS FILE …`
+`python -m benchmarks.perplexity MODELS FILE …`
 """
 
-import platform
 import re
 import sys
 import time
@@ -19,6 +18,7 @@ import kenlm
 import numpy as np
 import sentencepiece
 
+from benchmarks.machine import machine
 from ccnet.language import LanguageIdentifier
 from ccnet.ngram import read_ngram_model
 from ccnet.normalize import CONTROLS, PUNCTUATION, lm_octets
@@ -90,7 +90,7 @@ def main(models: str, files: list[str]) -> None:
         for batch in read_pages(file, Counter()):
             for page in batch.column("raw_content").to_pylist():
                 pages[identifier.predict(page)[0]].append(page)
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}; MB/s of page text, one core")
+    print(f"{machine()}; MB/s of page text, one core")
     for language, (sp_model, arpa_bin) in find_models(Path(models)).items():
         size = sum(len(page.encode()) for page in pages[language]) / 1e6
         print(f"{language}: {len(pages[language]):,} pages, {size:.1f} MB{'':8}kernel  library    ratio    equal")

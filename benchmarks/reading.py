@@ -2,11 +2,10 @@
 
 In: WET and WARC files (arguments), or a segment of the demo crawl that is written here. Out: MB of text, or pages, a second of
 CPU. What is not installed is left out: `pip install warcio trafilatura`.
-`python benchmarks/reading.py [FILE …]`
+`python -m benchmarks.reading [FILE …]`
 """
 
 import importlib.util
-import platform
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 from fastwarc import ArchiveIterator, WarcRecordType
 
+from benchmarks.machine import machine
 from ccnet.crawl import open_source
 from ccnet.demo_crawl import plan, write_segment
 from ccnet.html import page_text
@@ -131,7 +131,7 @@ def extracting(pages: list[bytes]) -> None:
 
 def main(files: list[str]) -> None:
     """Prints the tables."""
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         if not files:
             files = [str(Path(folder) / "demo.warc.wet.gz")]
