@@ -62,7 +62,7 @@ def main(size: float) -> None:
         lm = data / "lm"
         run(folder / "out-warm", folder / "warm", lm, "corpus=parquet")  # compiles the kernels
         for rules in ("corpus=parquet", "corpus=ccnet"):
-            measured = run(folder / f"out-{rules}", folder / "crawl", lm, rules)
+            measured = run(folder / rules.replace("=", "-"), folder / "crawl", lm, rules)
             for stage in SHOWN:
                 cpu, _, memory = measured[stage]
                 print(f"{rules:15} {stage:8}{cpu:8.1f} CPU s{written / cpu:8.1f} MB/s, largest process {memory:.0f} MB")

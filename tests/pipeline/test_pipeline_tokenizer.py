@@ -35,7 +35,7 @@ def test_what_lies_beside_the_model(out: Path) -> None:
     assert {key: total[key] for key in ("documents", "bytes")} == made["trained_on"]
     assert 1 < total["bytes_per_token"] < 8
     languages = [row["language"] for row in made["fertility"][1:]]
-    assert languages == sorted(set(languages) & set(result(out, "mine")["buckets"]))
+    assert languages == sorted(set(languages) & set(result(out, "regroup")["buckets"]))
 
 
 def test_a_given_model_is_taken_as_it_is(out: Path, tmp_path: Path) -> None:

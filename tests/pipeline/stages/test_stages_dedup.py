@@ -60,7 +60,7 @@ def result(out: Path, stage: str) -> dict:
 def test_snapshots_in_one_run_and_one_after_the_other(snapshots, tmp_path, keep):
     common = ("dedup.partitions=4", f"dedup.keep={keep}")
     assert run(snapshots, tmp_path / "all", SNAPSHOTS, *common) == 0
-    assert [s["name"] for s in result(tmp_path / "all", "hash")["segments"]] == [f"{n:05d}-{n % 2}" for n in range(6)]
+    assert [s["name"][:1] for s in result(tmp_path / "all", "hash")["segments"]] == [str(n % 2) for n in range(6)]
     assert run(snapshots, tmp_path / "a", SNAPSHOTS[:1], "dedup.partitions=16", f"dedup.keep={keep}") == 0
     assert run(snapshots, tmp_path / "b", SNAPSHOTS[1:2], "dedup.partitions=1", f"dedup.seen=[{tmp_path}/a]") == 0
     assert run(snapshots, tmp_path / "c", SNAPSHOTS[2:], *common, f"dedup.seen=[{tmp_path}/a,{tmp_path}/b]") == 0
