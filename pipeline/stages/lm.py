@@ -31,9 +31,12 @@ def run(stage: Stage) -> None:
     lm = stage.config.lm
     if lm.dir is not None:
         _take(stage, Path(lm.dir))
-    elif lm.url is not None:
+        return
+    if lm.url is not None:
         _download(stage, lm.url)
-    elif lm.text:
+        return
+    stage.config.bucket.check_models(trained=True)
+    if lm.text:
         _train_on_files(stage)
     else:
         _train_on_crawl(stage)

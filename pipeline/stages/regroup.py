@@ -40,7 +40,7 @@ def run(stage: Stage) -> None:
         dropped = ", ".join(f"{reason} {n}" for reason, n in funnel["documents"]["dropped"].items() if n)
         raise StageError(f"regroup: no document is left of {funnel['documents']['in']} ({dropped or 'the crawl is empty'})")
 
-    cuts = _cutoffs(config, statistics["perplexity"], mined["models"])
+    cuts = _cutoffs(config, statistics["perplexity"], mined)
     units = []
     for language in sorted(statistics["languages"]):
         cut = (cuts[language].low, cuts[language].high) if language in cuts else None
@@ -98,12 +98,16 @@ def corpus_file(language: str, bucket: str, number: int, layout: str) -> str:
     return f"corpus/{language}/{bucket}/part-{number:05d}.parquet"
 
 
-def _cutoffs(config: Config, perplexities: Mapping[str, Mapping[str, int]], models: Mapping[str, str]) -> dict[str, Cutoffs]:
-    """The cut-offs of each language that has any."""
+def _cutoffs(config: Config, perplexities: Mapping[str, Mapping[str, int]], mined: Mapping[str, Any]) -> dict[str, Cutoffs]:
+    """The cut-offs of each language that has any. Raises `ValueError` for released ones where `mined` has other models."""
     if config.bucket.cutoffs == "released":
+        config.bucket.check_models(trained=bool(mined["trained"]))
         return {language: cut for language in sorted(perplexities) if (cut := released_cutoffs(language))}
     low, high = config.bucket.percentiles
-    return {language: computed_cutoffs(h, (low, high), models.get(language)) for language, h in sorted(perplexities.items())}
+    return {
+        language: computed_cutoffs(h, (low, high), mined["models"].get(language))
+        for language, h in sorted(perplexities.items())
+    }
 
 
 def _mined_segments(stage: Stage, mined: Mapping[str, Any]) -> tuple[list[MinedSegment], list[dict[str, str]]]:

@@ -152,6 +152,18 @@ def test_text_that_is_of_no_use_is_one_line(lm, tmp_path, name, data, words):
     assert not (lm.out / "records/lm.json").exists()
 
 
+def test_released_cutoffs_are_for_released_models(lm, tmp_path):
+    (tmp_path / "de.txt").write_text(texts("de", 40), encoding="utf-8")
+    for models in ("lm.held_out=0.3", f"lm.text=[{tmp_path}/de.txt]"):
+        assert "that table holds for CCNet's released models" in lm(models, "corpus=ccnet")
+        assert not (lm.out / "lm").exists()
+    lm("lm.held_out=0.3")
+    for stage in ("mine", "near"):
+        lm("lm.held_out=0.3", stage=stage)
+    assert "lm=ccnet or from lm.dir, or choose" in lm("lm.held_out=0.3", "bucket.cutoffs=released", stage="regroup")
+    assert lm("lm.held_out=0.3", stage="regroup")["cutoffs"]
+
+
 def test_ways_that_exclude_each_other(lm):
     assert "lm.dir and lm.text: choose one" in lm("lm.dir=x", "lm.text=[y]")
     assert "lm.text and lm.url: choose one" in lm("lm=ccnet", "lm.text=[y]", "language.mine=[en]")
