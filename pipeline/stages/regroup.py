@@ -20,6 +20,8 @@ def run(stage: Stage) -> None:
     """Two rounds: one unit a segment, then one unit for each language and group of segments."""
     config = stage.config
     mined = stage.upstream("mine")["result"]
+    if config.bucket.cutoffs == "released":
+        config.bucket.check_models(trained=bool(mined["trained"]))
     rules = CorpusRules(
         min_length=config.dedup.min_length,
         threshold=config.language.threshold,
@@ -40,7 +42,7 @@ def run(stage: Stage) -> None:
         dropped = ", ".join(f"{reason} {n}" for reason, n in funnel["documents"]["dropped"].items() if n)
         raise StageError(f"regroup: no document is left of {funnel['documents']['in']} ({dropped or 'the crawl is empty'})")
 
-    cuts = _cutoffs(config, statistics["perplexity"], mined)
+    cuts = _cutoffs(config, statistics["perplexity"], mined["models"])
     units = []
     for language in sorted(statistics["languages"]):
         cut = (cuts[language].low, cuts[language].high) if language in cuts else None
@@ -98,16 +100,12 @@ def corpus_file(language: str, bucket: str, number: int, layout: str) -> str:
     return f"corpus/{language}/{bucket}/part-{number:05d}.parquet"
 
 
-def _cutoffs(config: Config, perplexities: Mapping[str, Mapping[str, int]], mined: Mapping[str, Any]) -> dict[str, Cutoffs]:
-    """The cut-offs of each language that has any. Raises `ValueError` for released ones where `mined` has other models."""
+def _cutoffs(config: Config, perplexities: Mapping[str, Mapping[str, int]], models: Mapping[str, str]) -> dict[str, Cutoffs]:
+    """The cut-offs of each language that has any."""
     if config.bucket.cutoffs == "released":
-        config.bucket.check_models(trained=bool(mined["trained"]))
         return {language: cut for language in sorted(perplexities) if (cut := released_cutoffs(language))}
     low, high = config.bucket.percentiles
-    return {
-        language: computed_cutoffs(h, (low, high), mined["models"].get(language))
-        for language, h in sorted(perplexities.items())
-    }
+    return {language: computed_cutoffs(h, (low, high), models.get(language)) for language, h in sorted(perplexities.items())}
 
 
 def _mined_segments(stage: Stage, mined: Mapping[str, Any]) -> tuple[list[MinedSegment], list[dict[str, str]]]:
