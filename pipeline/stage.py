@@ -227,16 +227,16 @@ class Stage:
             except BlockingIOError:
                 raise ValueError(f"{self.spec.name}: another process works on it in {self.out}; wait for its end") from None
             self.check_config()
-            stored = self._records / "config.json"
-            if stored.exists() and read_json(stored) != self._config:
-                self._check_inputs()
-                self._reset()
-            write_json(stored, self._config)
             external = [(k, self._config[k]) for k in self.spec.files if self._config[k]]
             self._inputs = {name: self.upstream(name)["digest"] for name in self._reads}
             self._inputs |= {k: digest_json(_prints(v)) for k, v in external}
             earlier = [(k, [self.earlier(out, name)["digest"] for out in self._config[k]]) for k, name in self.spec.runs]
             self._inputs |= {k: digest_json(digests) for k, digests in earlier if digests}
+            stored = self._records / "config.json"  # nothing is removed before all inputs are there
+            if stored.exists() and read_json(stored) != self._config:
+                self._check_inputs()
+                self._reset()
+            write_json(stored, self._config)
             yield
 
     def is_finished(self) -> bool:

@@ -128,6 +128,8 @@ def test_models_that_the_same_stage_would_remove(tmp_path, capsys):
     assert main(["lm", *small, f"lm.text=[{tmp_path}/de.txt]"]) == 0
     assert main(["lm", *small, f"lm.dir={out / 'lm'}", "overwrite=true"]) == 1
     assert f"lm.dir={out / 'lm'} is what lm wrote in {out}, and would be removed" in capsys.readouterr().err
+    assert main(["lm", *small, f"lm.dir={tmp_path}/mistyped", "overwrite=true"]) == 1
+    assert f"{tmp_path}/mistyped: no such file" in capsys.readouterr().err
     assert (out / "lm/de.arpa.bin").exists()
     assert main(["lm", *small, f"lm.text=[{tmp_path}/de.txt]"]) == 0
 
