@@ -98,7 +98,7 @@ def test_a_new_file_is_taken_in_and_only_it(crawl):
 def test_a_language_without_documents(crawl):
     out = crawl / "out"
     more = local(crawl, "language.keep=[xx]")
-    for stage in ("fetch", "hash", "dedup", "lm", "mine"):
+    for stage in ("fetch", "hash", "dedup", "lm", "mine", "near"):
         run_good(stage, out, *more)
     line = run_bad("regroup", out, *more)
     assert "no document is left" in line and "language_not_kept" in line
@@ -107,7 +107,7 @@ def test_a_language_without_documents(crawl):
 @pytest.mark.slow
 def test_a_vocabulary_larger_than_the_text_allows(crawl):
     out = crawl / "out"
-    for stage in ("fetch", "hash", "dedup", "lm", "mine", "regroup"):
+    for stage in ("fetch", "hash", "dedup", "lm", "mine", "near", "regroup"):
         run_good(stage, out, *local(crawl))
     assert "tokenizer.vocab_size=30000" in run_bad("tokenizer", out, *local(crawl, "tokenizer.vocab_size=30000"))
 
