@@ -26,18 +26,11 @@ MINIFIED = pa.schema(
 
 
 def minify(documents: pa.Table, target: Path) -> None:
-    """Writes the metadata of a segment's documents (`ccnet.schema.SCORED`), in their order, as Parquet (`MINIFIED`).
-
-    Raises ValueError where two documents have the digest of one page.
-    """
-    digests = documents.column("digest").to_pylist()
-    if len(set(digests)) < len(digests):
-        twice = next(digest for digest in digests if digests.count(digest) > 1)
-        raise ValueError(f"two documents of a segment have the digest {twice}: metadata can't tell them apart")
+    """Writes the metadata of a segment's documents (`ccnet.schema.SCORED`), in their order, as Parquet (`MINIFIED`)."""
     ids = documents.column("line_ids").combine_chunks()
     numbers, offsets = ids.flatten().to_numpy(), np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())])
     columns = [
-        pa.array([page_number(digest) for digest in digests], pa.uint64()),
+        pa.array([page_number(digest) for digest in documents.column("digest").to_pylist()], pa.uint64()),
         pa.array([text_number(text) for text in documents.column("raw_content").to_pylist()], pa.uint32()),
         pa.array([pack_lines(numbers[low:high]) for low, high in pairwise(offsets)], pa.binary()),
         *(documents.column(name).cast(MINIFIED.field(name).type) for name in MINIFIED.names[3:]),

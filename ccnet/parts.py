@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ccnet.gzip_members import CHUNK, GZIP, LOOK_BACK, split_point
 from ccnet.records import record_start
-from ccnet.text_files import row_group_starts
+from ccnet.text_files import is_json, row_group_starts
 from ccnet.wet import CODECS, PARQUET
 
 
@@ -48,7 +48,7 @@ def _next_start(file: BinaryIO, wanted: int, split_bytes: int) -> int | None:
     if magic.startswith(tuple(CODECS)):
         return None
     file.seek(0)
-    if file.read(CHUNK).lstrip().startswith(b"{"):
+    if is_json(file.read(CHUNK)):
         file.seek(wanted - 1)
         file.readline()
         return file.tell()

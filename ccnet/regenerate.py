@@ -27,23 +27,33 @@ def regenerate_segment(source: str | Source, minified: Path, target: Path) -> di
     Raises: ValueError for a file that is no metadata. Memory: the text of the segment.
     """
     tally = Tally()
-    rows = {row["page"]: (number, row) for number, row in enumerate(read_minified(minified).to_pylist())}
+    wanted: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+    for number, row in enumerate(read_minified(minified).to_pylist()):
+        wanted.setdefault(row["page"], []).append((number, row))
+    seen = set()
     documents: list[tuple[int, dict[str, Any]]] = []
     for batch in read_pages(source, tally.read, min_length=1):
         for page in batch.to_pylist():
-            number, row = rows.pop(page_number(page["digest"]), (0, None))
-            if row is None:
+            rows = wanted.get(of_page := page_number(page["digest"]))
+            if not rows:
                 continue
+            seen.add(of_page)
             lines = page["raw_content"].split("\n")
-            line_ids = list(unpack_lines(row["lines"], len(lines)))
-            text = "\n".join([lines[line] for line in line_ids])
-            if text_number(text) != row["text"]:
-                tally.read["bad_page_changed"] += 1
+            for candidate in rows:  # several where the headers of different pages have the same digest
+                number, row = candidate
+                line_ids = list(unpack_lines(row["lines"], len(lines)))
+                text = "\n".join([lines[line] for line in line_ids])
+                if text_number(text) == row["text"]:
+                    rows.remove(candidate)
+                    break
+            else:
                 continue
             content = {"raw_content": text, "length": len(text), "nlines": len(line_ids), "line_ids": line_ids}
             scores = {name: row[name] for name in ("language", "language_score", "perplexity")}
             documents.append((number, page | content | scores | {"source_domain": domain(page["url"])}))
-    tally.read["bad_page_missing"] += len(rows)
+    for of_page, rows in wanted.items():
+        tally.read["bad_page_changed"] += len(rows) * (of_page in seen)
+        tally.read["bad_page_missing"] += len(rows) * (of_page not in seen)
     table = pa.Table.from_pylist([document for _, document in sorted(documents, key=lambda pair: pair[0])], SCORED)
     write_documents(table, target)
     tally.add("in", len(table), sum(table.column("length").to_pylist()), sum(table.column("nlines").to_pylist()))

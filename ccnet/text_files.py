@@ -3,6 +3,7 @@
 Names that are looked for beside the text column: `url` or else `id`; `date_download`, `date` or `timestamp`; `title`.
 """
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,11 @@ class Row(NamedTuple):
     date: str
     title: str
     text: str
+
+
+def is_json(start: bytes) -> bool:
+    """Whether a file that begins like this has JSON lines; a byte order mark may stand before the first one."""
+    return start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
 def json_rows(chunks: Iterator[bytes], column: str, counts: Counter[str]) -> Iterator[Row]:

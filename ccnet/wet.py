@@ -20,7 +20,7 @@ from ccnet.html import page_text
 from ccnet.lines import split_lines
 from ccnet.records import read_records
 from ccnet.schema import PAGE
-from ccnet.text_files import Row, json_rows, parquet_rows
+from ccnet.text_files import Row, is_json, json_rows, parquet_rows
 
 PARQUET = b"PAR1"
 HTTP = "application/http"
@@ -123,7 +123,7 @@ def _bodies(source: Source, segment: str, counts: Counter[str]) -> Iterator[_Bod
         chunks = plain_chunks(byte_range(file, source.part), counts)
         first = next(chunks, None)
         chunks = chunks if first is None else chain([first], chunks)
-        if (first or b"").lstrip().startswith(b"{"):
+        if is_json(first or b""):
             yield from _of_rows(json_rows(chunks, source.text_column, counts), segment)
         else:
             yield from _of_records(read_records(chunks, counts), counts)

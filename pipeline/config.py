@@ -175,6 +175,14 @@ class BucketConfig:
         require(good, f"bucket.percentiles={self.percentiles}: choose two rising percentiles between 0 and 100")
         require(self.part_bytes >= 1 << 16, f"bucket.part_bytes={self.part_bytes}: choose 65536 or more")
 
+    def check_models(self, trained: bool) -> None:
+        """Raises `ValueError` where the released cut-offs would be applied to models that the run trained itself."""
+        require(
+            self.cutoffs != "released" or not trained,
+            "bucket.cutoffs=released: that table holds for CCNet's released models, not for those that a run trains:"
+            " take them with lm=ccnet or from lm.dir, or choose bucket.cutoffs=computed",
+        )
+
 
 @dataclass
 class CorpusConfig:

@@ -135,7 +135,8 @@ def fingerprint(path: str) -> tuple[int, str]:
         try:
             info = fsspec.core.url_to_fs(path)[0].info(path)
         except Exception as error:  # every file system has its own
-            raise ValueError(f"{path}: can't be read: {type(error).__name__}: {error}") from None
+            cause = error.__cause__ or error  # of HTTP's FileNotFoundError: no such host, connection refused
+            raise ValueError(f"{path}: can't be read: {type(cause).__name__}: {cause}") from None
         tag = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
         return int(info.get("size") or 0), f"{info.get('size')}-{tag}"
     place = Path(path)
@@ -226,15 +227,16 @@ class Stage:
             except BlockingIOError:
                 raise ValueError(f"{self.spec.name}: another process works on it in {self.out}; wait for its end") from None
             self.check_config()
-            stored = self._records / "config.json"
-            if stored.exists() and read_json(stored) != self._config:
-                self._reset()
-            write_json(stored, self._config)
             external = [(k, self._config[k]) for k in self.spec.files if self._config[k]]
             self._inputs = {name: self.upstream(name)["digest"] for name in self._reads}
             self._inputs |= {k: digest_json(_prints(v)) for k, v in external}
             earlier = [(k, [self.earlier(out, name)["digest"] for out in self._config[k]]) for k, name in self.spec.runs]
             self._inputs |= {k: digest_json(digests) for k, digests in earlier if digests}
+            stored = self._records / "config.json"  # nothing is removed before all inputs are there
+            if stored.exists() and read_json(stored) != self._config:
+                self._check_inputs()
+                self._reset()
+            write_json(stored, self._config)
             yield
 
     def is_finished(self) -> bool:
@@ -359,6 +361,20 @@ class Stage:
         """Whether there is anything that another configuration would throw away."""
         folder = self.spec.folder is not None and (self.out / self.spec.folder).exists()
         return folder or self._manifest.exists() or any(self._records.glob("*/*.json"))
+
+    def _check_inputs(self) -> None:
+        """Raises `ValueError` where an input file is what `_reset` would remove."""
+        records = [read_json(path) for path in self._records.glob("*/*.json")]
+        own = {(self.out / output).resolve() for record in records for output in record["outputs"]}
+        own |= {folder for file in own for folder in file.parents}
+        for k in self.spec.files:
+            named = self._config[k] or []
+            for file in [named] if isinstance(named, str) else expand_files(named):
+                if Path(file).resolve() in own:
+                    raise ValueError(
+                        f"{self.spec.name}: {k}={file} is what {self._name} wrote in {self.out}, and would be removed:"
+                        " choose another out, or copy it first"
+                    )
 
     def _reset(self) -> None:
         self._manifest.unlink(missing_ok=True)

@@ -41,9 +41,14 @@ def print_summary(config: Config) -> None:
         segments, pages, size = len(result["hash"]["segments"]), read.get("pages_read", 0), read.get("bytes_read", 0)
         row("crawl", f"{segments} segments, {pages:,} pages, {human_bytes(size)}")
         row("bad input", _counts(read["bad"]) or "none")
+    elif "mine" in result:  # from metadata
+        row("bad input", _counts(result["mine"]["statistics"]["bad"]) or "none")
+    if bad := _counts(result.get("lm", {}).get("bad", {})):
+        row("bad text", f"of lm.text: {bad}")
     if "dedup" in result:
         marks = result["dedup"]["statistics"]
-        row("paragraphs", f"{marks['keys']:,}, {marks['distinct']:,} different, {marks['kept']:,} kept")
+        seen = f" ({marks['seen']:,} in earlier runs)" if marks["seen"] else ""
+        row("paragraphs", f"{marks['keys']:,}, {marks['distinct']:,} different{seen}, {marks['kept']:,} kept")
     if "regroup" in result:
         counts = result["regroup"]["funnel"]["documents"]
         row(

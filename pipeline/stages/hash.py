@@ -29,9 +29,11 @@ def run(stage: Stage) -> None:
     total = merge([{k: v for k, v in record.statistics.items() if k != "partition_keys"} for record in records])
     stage.check_bad(total["bad"], total.get("pages_read", 0) + sum(total["bad"].values()))
     if not total["keys"]:
+        passed_over = {f"skipped {reason}": n for reason, n in total["skipped"].items()} | total["bad"]
+        reasons = "".join(f", {reason} {n}" for reason, n in sorted(passed_over.items()))
         raise StageError(
-            f"hash: no page of {config.crawl.min_length} characters or more in {len(segments)} segments:"
-            " is crawl.files what you meant?"
+            f"hash: no page of {config.crawl.min_length} characters or more in {len(segments)} segments"
+            f" ({total.get('pages_read', 0)} pages{reasons}): is crawl.files what you meant?"
         )
     stage.finish(
         {

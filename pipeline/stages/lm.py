@@ -15,7 +15,7 @@ import sentencepiece
 from ccnet.buckets import RELEASED
 from ccnet.crawl import download
 from ccnet.filter import Rules
-from ccnet.perplexity import find_models
+from ccnet.perplexity import LanguageModel, find_models
 from ccnet.stats import merge
 from ccnet.train_lm import sample_file, sample_segment, train
 from pipeline.config import Config
@@ -31,9 +31,12 @@ def run(stage: Stage) -> None:
     lm = stage.config.lm
     if lm.dir is not None:
         _take(stage, Path(lm.dir))
-    elif lm.url is not None:
+        return
+    if lm.url is not None:
         _download(stage, lm.url)
-    elif lm.text:
+        return
+    stage.config.bucket.check_models(trained=True)
+    if lm.text:
         _train_on_files(stage)
     else:
         _train_on_crawl(stage)
@@ -41,6 +44,8 @@ def run(stage: Stage) -> None:
 
 def _take(stage: Stage, folder: Path) -> None:
     found = find_models(folder)
+    for paths in found.values():
+        LanguageModel(*paths)  # which says where a file is no model
     models = {language: [str(path.absolute()) for path in paths] for language, paths in found.items()}
     prints = {language: digest_json([fingerprint(path) for path in paths]) for language, paths in models.items()}
     stage.finish({"models": models, "fingerprints": prints, "held_out": 0.0, "trained": {}})

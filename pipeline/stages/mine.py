@@ -47,6 +47,7 @@ def run(stage: Stage) -> None:
             "statistics": statistics,
             "segments": mined_segments(records),
             "models": lm["fingerprints"],
+            "trained": sorted(lm["trained"]),
             "frequent": frequent,
         }
     )

@@ -39,7 +39,7 @@ def run(stage: Stage) -> None:
     records = stage.map("mine", regenerate_unit, units)
     statistics = total(record.statistics for record in records)
     stage.check_bad(statistics["bad"], statistics["documents"]["in"] + sum(statistics["bad"].values()))
-    stage.finish({"statistics": statistics, "segments": mined_segments(records), "models": {}, "frequent": []})
+    stage.finish({"statistics": statistics, "segments": mined_segments(records), "models": {}, "trained": [], "frequent": []})
 
 
 def regenerate_unit(outputs: Outputs, name: str, source: Source, minified: Path) -> dict[str, Any]:

@@ -20,6 +20,8 @@ def run(stage: Stage) -> None:
     """Two rounds: one unit a segment, then one unit for each language and group of segments."""
     config = stage.config
     mined = stage.upstream("mine")["result"]
+    if config.bucket.cutoffs == "released":
+        config.bucket.check_models(trained=bool(mined["trained"]))
     rules = CorpusRules(
         min_length=config.dedup.min_length,
         threshold=config.language.threshold,

@@ -46,6 +46,14 @@ def write(path, kind):
         path.write_bytes(packed[kind])
 
 
+def test_a_byte_order_mark_before_the_first_line(tmp_path):
+    (tmp_path / "plain").write_bytes(lines())
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf" + lines())
+    rows, counts = read(tmp_path / "marked")
+    assert [row["raw_content"] for row in rows] == [row["raw_content"] for row in read(tmp_path / "plain")[0]]
+    assert not any(counts["bad"].values())
+
+
 @pytest.mark.parametrize("kind", ["plain", "gzip", "zstd", "bz2", "parquet"])
 def test_columns(tmp_path, kind):
     path = tmp_path / "texts"

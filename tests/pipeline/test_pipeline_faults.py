@@ -52,7 +52,13 @@ def test_an_empty_crawl(tmp_path):
     write_wet(tmp_path / "empty.warc.wet.gz", [])
     out = tmp_path / "out"
     run_good("fetch", out, *local(tmp_path))
-    assert "no page of 300 characters or more in 1 segments" in run_bad("hash", out, *local(tmp_path))
+    assert "no page of 300 characters or more in 1 segments (0 pages)" in run_bad("hash", out, *local(tmp_path))
+
+
+def test_a_crawl_of_records_that_are_all_refused(tmp_path, shared_data):
+    out, crawl = tmp_path / "out", ["crawl=local", f"crawl.files=[{shared_data}/crawl/odd/giant_html.warc.gz]"]
+    run_good("fetch", out, *crawl)
+    assert "(0 pages, too_large 1)" in run_bad("hash", out, *crawl, "max_bad_fraction=1")
 
 
 def test_a_wet_file_cut_in_the_middle_costs_what_is_behind_the_cut(crawl):

@@ -112,6 +112,28 @@ def test_models_from_elsewhere_need_no_crawl(tmp_path, capsys):
     assert "lm reads what fetch writes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["de.sp.model", "de.arpa.bin"])
+def test_a_folder_with_a_file_that_is_no_model(tmp_path, shared_data, name, capsys):
+    for path in (shared_data / "lm").glob("de.*"):
+        shutil.copyfile(path, tmp_path / path.name)
+    (tmp_path / name).write_bytes(b"no model")
+    assert main(["lm", f"out={tmp_path / 'out'}", f"lm.dir={tmp_path}"]) == 1
+    assert f"{name}: not a " in capsys.readouterr().err
+
+
+def test_models_that_the_same_stage_would_remove(tmp_path, capsys):
+    (tmp_path / "de.txt").write_text(texts("de", 40), encoding="utf-8")
+    out = tmp_path / "out"
+    small = [f"out={out}", "lm.vocab_size=300", "lm.min_bytes=1000", "executor.workers=1"]
+    assert main(["lm", *small, f"lm.text=[{tmp_path}/de.txt]"]) == 0
+    assert main(["lm", *small, f"lm.dir={out / 'lm'}", "overwrite=true"]) == 1
+    assert f"lm.dir={out / 'lm'} is what lm wrote in {out}, and would be removed" in capsys.readouterr().err
+    assert main(["lm", *small, f"lm.dir={tmp_path}/mistyped", "overwrite=true"]) == 1
+    assert f"{tmp_path}/mistyped: no such file" in capsys.readouterr().err
+    assert (out / "lm/de.arpa.bin").exists()
+    assert main(["lm", *small, f"lm.text=[{tmp_path}/de.txt]"]) == 0
+
+
 def test_the_order_of_workers_does_not_matter(lm, tmp_path):
     for language in ("de", "ru"):
         (tmp_path / f"{language}.txt").write_text(texts(language, 40), encoding="utf-8")
@@ -150,6 +172,18 @@ def test_text_that_is_of_no_use_is_one_line(lm, tmp_path, name, data, words):
         (tmp_path / name).write_bytes(data)
     assert words in lm(f"lm.text=[{tmp_path / name}]")
     assert not (lm.out / "records/lm.json").exists()
+
+
+def test_released_cutoffs_are_for_released_models(lm, tmp_path):
+    (tmp_path / "de.txt").write_text(texts("de", 40), encoding="utf-8")
+    for models in ("lm.held_out=0.3", f"lm.text=[{tmp_path}/de.txt]"):
+        assert "that table holds for CCNet's released models" in lm(models, "corpus=ccnet")
+        assert not (lm.out / "lm").exists()
+    lm("lm.held_out=0.3")
+    for stage in ("mine", "near"):
+        lm("lm.held_out=0.3", stage=stage)
+    assert "lm=ccnet or from lm.dir, or choose" in lm("lm.held_out=0.3", "bucket.cutoffs=released", stage="regroup")
+    assert lm("lm.held_out=0.3", stage="regroup")["cutoffs"]
 
 
 def test_ways_that_exclude_each_other(lm):
