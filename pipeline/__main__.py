@@ -67,7 +67,7 @@ def run(command: str, config: Config) -> None:
 
 
 def _usage() -> str:
-    width = max(map(len, SPECS)) + 2
+    width = max(map(len, [*SPECS, *COMMANDS])) + 2
     lines = [f"  {name:<{width}}{spec.help}" for name, spec in SPECS.items()]
     lines.append(f"  {'all':<{width}}runs the stages that an experiment names, in order")
     lines += ["", *(f"  {name:<{width}}{text}" for name, text in COMMANDS.items())]

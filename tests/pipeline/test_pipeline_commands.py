@@ -91,6 +91,13 @@ def test_mistakes_are_one_line(stories: Path, tmp_path: Path, capsys: pytest.Cap
     assert "tokenizer.model" in told(["generate", f"model_dir={bad}"], capsys)
 
 
+def test_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for command, text in COMMANDS.items():
+        assert [line.split(maxsplit=1) for line in lines if line.endswith(text)] == [[command, text]]
+
+
 def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
         assert main([command, "--help"]) == 0
