@@ -50,7 +50,8 @@ def import_shard(files: Sequence[Path], model: Path, prefix: Path) -> dict[str, 
     """Writes the rows of Parquet files, whose `input_ids` are lists of integers made with the tokenizer `model`, to the shard
     `prefix`; a document that does not end with eos gets it.
 
-    Returns {documents, tokens}. ValueError for a file that is no Parquet file or has no such column, and for an id that is not the tokenizer's.
+    Returns {documents, tokens}. ValueError for a file that is no Parquet file or has no such column, and for an id that is not
+    the tokenizer's.
     """
     processor = tokenizer.load(model)
     vocabulary = Vocabulary(tokenizer.digest(model), processor.get_piece_size(), processor.eos_id())
