@@ -109,6 +109,11 @@ def test_a_mixture_is_trained_as_planned_and_shown(prepared, copy):
     assert list(job["train_shards"]) == ["crawl", "books", "wiki"] == list(job["validation_shards"])
     run_good("report", copy, *more)
     page = (copy / "report.html").read_text()
+    counts = result(copy, "tokenize")["sources"]["wiki"]
+    row = [counts[split][name] for split in ("train", "validation") for name in ("documents", "tokens")]
+    assert f"<td>wiki</td>{''.join(f'<td>{number:,}</td>' for number in row)}" in page
+    [whole] = [row for row in result(copy, "tokenizer")["fertility"] if row["language"] == "all"]
+    assert f"<td>crawl</td><td>all</td><td>{whole['documents']:,}</td><td>{whole['chars_per_token']:.2f}</td>" in page
     assert f"<td>wiki</td><td>20.00</td><td>{100 * wiki / samples:.2f}</td><td>{wiki}</td>" in page
     assert "mixture.shares is" in run_bad("train", copy, *with_sources(prepared), "mixture.shares.wiki=0.3")
 
