@@ -103,6 +103,7 @@ def test_mistakes_are_one_line(stories: Path, tmp_path: Path, capsys: pytest.Cap
     assert "max_new" in told(["generate", "max_new=many"], capsys)
     assert "temperature=-1.0" in told(["generate", f"model_dir={stories}", "temperature=-1"], capsys)
     assert "samples=0: choose" in told(["generate", "samples=0"], capsys)
+    assert "prompt='a\\udcff': not UTF-8" in told(["generate", "prompt=a\udcff"], capsys)
     assert f"seed={1 << 63}: choose" in told(["generate", f"seed={1 << 63}"], capsys)
     assert "to=onnx: choose hugging_face, meta, llama2c" in told(["convert", "to=onnx"], capsys)
     assert "no such file" in told(["convert", "source=nowhere", "target=x"], capsys)
