@@ -5,6 +5,7 @@ A file has its text in a column `raw_content`, as the corpus does, or `text`, as
 decides its split; where there is none, it is the SHA-256 of the text.
 """
 
+import codecs
 import hashlib
 import json
 import zlib
@@ -57,18 +58,40 @@ def slices(path: str, slice_bytes: int) -> list[Slice]:
 
 def read_documents(part: Slice) -> Iterator[pa.RecordBatch]:
     """The documents of a slice in their order: batches of `digest` and `raw_content` (both string). Rows without a text are
-    passed over. ValueError, in one line, for a file that can't be read and for a line that is no JSON object with a text."""
+    passed over, texts are `well_formed`. ValueError, in one line, for a file that can't be read and for a line that is no JSON
+    object with a text."""
     rows = _json_lines(part.path) if part.path.endswith(JSON_LINES) else _row_groups(part)
     try:
         for digest, text in rows:
             batch = pa.record_batch([digest, text], ["digest", "raw_content"]).filter(text.is_valid())
-            digest, text = batch.columns
+            digest, text = batch.column(0), well_formed(batch.column(1)).cast(pa.string())
             if digest.null_count:
                 own = [hashlib.sha256(octets).hexdigest() for octets in text.cast(pa.binary()).to_pylist()]
                 digest = pc.coalesce(digest, pa.array(own, pa.string()))
             yield pa.record_batch([digest, text], ["digest", "raw_content"])
     except BROKEN as error:
         raise ValueError(f"{part.path}: can't be read: {error}") from error
+
+
+def well_formed(texts: pa.Array) -> pa.Array:
+    """Texts, (large) string or binary without nulls, as large_string. Each byte of malformed UTF-8 is U+FFFD, as SentencePiece
+    has it."""
+    try:
+        texts = texts.cast(pa.large_string())
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        whole = [text.decode(errors="each-byte") for text in texts.cast(pa.large_binary()).to_pylist()]
+        texts = pa.array(whole, pa.large_string())
+    return texts
+
+
+def _each_byte(error: UnicodeError) -> tuple[str, int]:
+    """U+FFFD in place of one byte; Python's own "replace" puts one in place of several."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd", error.start + 1
+
+
+codecs.register_error("each-byte", _each_byte)
 
 
 def _row_groups(part: Slice) -> Iterator[tuple[pa.Array, pa.Array]]:
