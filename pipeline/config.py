@@ -208,7 +208,7 @@ class TokenizerConfig:
 
     model: str | None = key(None, "an existing SentencePiece model; default: train one on the corpus")
     vocab_size: int = key(32000, "pieces")
-    sample_chars: int = key(1 << 30, "characters to train on, about, drawn evenly from the corpus in tokenize.buckets")
+    sample_chars: int = key(1 << 30, "characters to train on, about; of each source its share in mixture.shares, drawn evenly")
 
     def __post_init__(self) -> None:
         require(300 <= self.vocab_size <= 1 << 20, f"tokenizer.vocab_size={self.vocab_size}: choose 300 to 1048576")

@@ -5,6 +5,7 @@ Names differ; shapes and the rotary layout (halves) do not, so tensors go over a
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from model.config import LlamaConfig
 from model.convert.layout import check_tensors, tensor_shapes
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # of a file of weights, as transformers has it
 _OUTSIDE = {
     "embedding.weight": "model.embed_tokens.weight",
@@ -46,8 +47,11 @@ def hugging_face_names(config: LlamaConfig) -> Iterator[tuple[str, str]]:
             yield ours, _OUTSIDE[ours]
 
 
-def hugging_face_config(config: LlamaConfig, bos: int, eos: int) -> dict[str, Any]:
-    """The `config.json` of a LlamaForCausalLM."""
+def hugging_face_config(config: LlamaConfig, bos: int | None, eos: int) -> dict[str, Any]:
+    """The `config.json` of a LlamaForCausalLM.
+
+    `bos`: id that stands before documents in training, None where nothing does; `eos`: id that ends them.
+    """
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -72,21 +76,28 @@ def hugging_face_config(config: LlamaConfig, bos: int, eos: int) -> dict[str, An
 
 
 def to_hugging_face(
-    weights: Mapping[str, Tensor], config: LlamaConfig, folder: Path, *, bos: int, eos: int, shard_bytes: int = SHARD_BYTES
+    weights: Mapping[str, Tensor],
+    config: LlamaConfig,
+    folder: Path,
+    *,
+    bos: int | None,
+    eos: int,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes `config.json` and the weights into `folder`: `model.safetensors`, or more files of at most `shard_bytes` with an
-    index. `weights`: every tensor in our names.
+    index. `weights`: every tensor in our names; `bos` and `eos` as of `hugging_face_config`.
 
     Raises ValueError, naming it, for a tensor that is missing, surplus or of another shape.
     """
     check_tensors(tensor_shapes(config), weights, "the weights")
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", {**hugging_face_config(config, bos, eos), "dtype": dtype})
+    _write_json(folder / CONFIG, {**hugging_face_config(config, bos, eos), "dtype": dtype})
     tensors = {theirs: weights[ours].contiguous() for ours, theirs in hugging_face_names(config)}
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_bytes)
     for name, keys in split.filename_to_tensors.items():
         save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG, folder / name)  # safetensors makes files that none but their owner can read
     if split.is_sharded:
         _write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
@@ -98,7 +109,7 @@ def from_hugging_face(folder: Path) -> tuple[dict[str, Tensor], LlamaConfig]:
     Raises ValueError, in one line, for files that are missing or broken, another architecture, and tensors that are
     missing, surplus or misshapen.
     """
-    config = _llama_config(folder / "config.json")
+    config = _llama_config(folder / CONFIG)
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:

@@ -18,8 +18,8 @@ class Settings:
     target: str = key("", "the folder (llama2c: the file) to write; it must not be there yet")
     to: str = key("hugging_face", "hugging_face, meta or llama2c")
     max_sequence: int = key(2048, "longest sequence, which Meta's files don't say: 2048 for LLaMA 1, 4096 for LLaMA 2")
-    bos: int = key(1, "id of <s>, for Hugging Face's config.json")
-    eos: int = key(2, "id of </s>, for Hugging Face's config.json")
+    bos: int = key(1, "id that documents begin with, for Hugging Face's config.json")
+    eos: int = key(2, "id that ends documents, for Hugging Face's config.json; 1 for models of llama2.c, which end with <s>")
 
     def __post_init__(self) -> None:
         require(self.to in FORMATS, f"to={self.to}: choose {', '.join(FORMATS)}")

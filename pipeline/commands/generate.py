@@ -1,10 +1,15 @@
-"""generate: a folder in Hugging Face format and a prompt in; what the model goes on with, as it is chosen, on the terminal."""
+"""generate: a folder in Hugging Face format and a prompt in; what the model goes on with, as it is chosen, on the terminal.
+
+`config.json` says what stands before a prompt (`bos_token_id`, null: nothing) and what ends a text (`eos_token_id`).
+"""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import key, require
+
+BOS, EOS = 1, 2  # of a config.json that does not name them, as in transformers
 
 
 @dataclass
@@ -22,6 +27,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(1 <= self.samples <= 1024, f"samples={self.samples}: choose 1 to 1024")
+        require(self.prompt == self.prompt.encode(errors="ignore").decode(), f"prompt={ascii(self.prompt)}: not UTF-8")
+        require(0 <= self.seed < 1 << 63, f"seed={self.seed}: choose 0 to {(1 << 63) - 1}")
 
 
 def run(settings: Settings) -> None:
@@ -29,7 +36,7 @@ def run(settings: Settings) -> None:
     require(bool(settings.model_dir), "model_dir is not given: name a folder in Hugging Face format, e.g. out/demo/model")
     import torch
 
-    from model.convert.hugging_face import from_hugging_face
+    from model.convert.hugging_face import CONFIG, from_hugging_face, read_json
     from model.generate import stream
     from model.llama import Llama
     from pipeline.tokens.tokenizer import load
@@ -44,7 +51,12 @@ def run(settings: Settings) -> None:
     model = Llama(config)
     model.load_state_dict(weights, assign=True)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    prompt = [processor.bos_id(), *processor.encode(settings.prompt)]
+    marks = read_json(folder / CONFIG)
+    bos, eos = marks.get("bos_token_id", BOS), marks.get("eos_token_id", EOS)
+    for name, mark in (("bos_token_id", bos), ("eos_token_id", eos)):
+        good = mark is None or (isinstance(mark, int) and 0 <= mark < config.vocab_size)
+        require(good, f"{folder / CONFIG}: {name} is {mark}: one id of the model, or null")
+    prompt = [*([] if bos is None else [bos]), *processor.encode(settings.prompt)]
     texts: list[list[int]] = [[] for _ in range(settings.samples)]
     shown = ""
     for chosen in stream(
@@ -55,7 +67,7 @@ def run(settings: Settings) -> None:
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=settings.seed,
-        eos=processor.eos_id(),
+        eos=eos,
     ):
         for text, token in zip(texts, chosen, strict=True):
             if token is not None:

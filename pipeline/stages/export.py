@@ -47,7 +47,9 @@ def export_unit(outputs: Outputs, job: Path, weights: Path, tokenizer: Path) -> 
     processor = load(tokenizer)
     with tempfile.TemporaryDirectory(dir=outputs.temporary) as name:
         folder = Path(name)
-        to_hugging_face(model.state_dict(), told.model, folder, bos=processor.bos_id(), eos=processor.eos_id())
+        eos = processor.eos_id()
+        bos = None if told.train.document_mask else eos  # what the model has seen before a document; <s> it has never seen
+        to_hugging_face(model.state_dict(), told.model, folder, bos=bos, eos=eos)
         write_hugging_face_tokenizer(tokenizer, folder)
         theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         generator = torch.Generator().manual_seed(told.train.seed)

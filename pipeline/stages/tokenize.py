@@ -34,8 +34,11 @@ def run(stage: Stage) -> None:
     records = stage.map("tokenize", tokenize_unit, list(units.values()))
     counts = {shard: record.statistics for shard, record in zip(units, records, strict=True)}
     sources = {source: _summed({shard: counts[shard] for shard in names}) for source, names in shards.items()}
-    if empty := [source for source, entry in sources.items() if not entry["train"]["tokens"]]:
-        raise StageError(f"tokenize: source {empty[0]} has no document to train on; tokenize.validation decides the shares")
+    for source, entry in sources.items():
+        if not any(entry[split]["tokens"] for split in SPLITS):
+            raise StageError(f"tokenize: source {source} is empty: no file of tokenize.sources.{source} has a text")
+        if not entry["train"]["tokens"]:
+            raise StageError(f"tokenize: source {source} has no document to train on; tokenize.validation decides the shares")
     total = merge(list(counts.values()))
     if not total["validation"]["tokens"]:
         raise StageError("tokenize: no document is in the validation split; tokenize.validation decides the shares")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.tokens import tokenizer
+from pipeline.tokens.documents import opened_parquet
 from pipeline.tokens.shards import Shard, ShardFiles, Vocabulary, dtype_for, write_shard
 
 COLUMN = "input_ids"
@@ -49,7 +50,8 @@ def import_shard(files: Sequence[Path], model: Path, prefix: Path) -> dict[str, 
     """Writes the rows of Parquet files, whose `input_ids` are lists of integers made with the tokenizer `model`, to the shard
     `prefix`; a document that does not end with eos gets it.
 
-    Returns {documents, tokens}. ValueError for a file without such a column, and for an id that is not the tokenizer's.
+    Returns {documents, tokens}. ValueError for a file that is no Parquet file or has no such column, and for an id that is not
+    the tokenizer's.
     """
     processor = tokenizer.load(model)
     vocabulary = Vocabulary(tokenizer.digest(model), processor.get_piece_size(), processor.eos_id())
@@ -61,7 +63,7 @@ def import_shard(files: Sequence[Path], model: Path, prefix: Path) -> dict[str, 
 
 def _rows(files: Sequence[Path], vocabulary: Vocabulary) -> Iterator[np.ndarray]:
     for path in files:
-        with pq.ParquetFile(path) as file:
+        with opened_parquet(str(path)) as file:
             kind = file.schema_arrow.field(COLUMN).type if COLUMN in file.schema_arrow.names else pa.null()
             if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_integer(kind.value_type):
                 raise ValueError(f"{path}: no column {COLUMN} of lists of integers")

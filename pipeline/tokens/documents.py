@@ -5,8 +5,10 @@ A file has its text in a column `raw_content`, as the corpus does, or `text`, as
 decides its split; where there is none, it is the SHA-256 of the text.
 """
 
+import codecs
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 BATCH = 4096  # documents that are held at a time
 TEXTS = ("raw_content", "text")
 JSON_LINES = (".json.gz", ".jsonl.gz", ".jsonl")
+BROKEN = (OSError, EOFError, zlib.error, pa.ArrowInvalid)  # what reading a broken file raises
 
 
 class Slice(NamedTuple):
@@ -41,7 +44,7 @@ def slices(path: str, slice_bytes: int) -> list[Slice]:
     if path.endswith(JSON_LINES):
         files, name = fsspec.core.url_to_fs(path)
         return [Slice(path, 0, 1, int(files.size(name) or 0))]
-    with _opened(path) as file:
+    with opened_parquet(path) as file:
         column = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)].index(_text_column(path, file))
         sizes = [file.metadata.row_group(i).column(column).total_uncompressed_size for i in range(file.num_row_groups)]
     cut: list[Slice] = []
@@ -55,18 +58,44 @@ def slices(path: str, slice_bytes: int) -> list[Slice]:
 
 def read_documents(part: Slice) -> Iterator[pa.RecordBatch]:
     """The documents of a slice in their order: batches of `digest` and `raw_content` (both string). Rows without a text are
-    passed over. ValueError, in one line, for a line that is no JSON object with a text."""
-    for digest, text in _json_lines(part.path) if part.path.endswith(JSON_LINES) else _row_groups(part):
-        batch = pa.record_batch([digest, text], ["digest", "raw_content"]).filter(text.is_valid())
-        digest, text = batch.columns
-        if digest.null_count:
-            own = [hashlib.sha256(value.encode()).hexdigest() for value in text.to_pylist()]
-            digest = pc.coalesce(digest, pa.array(own, pa.string()))
-        yield pa.record_batch([digest, text], ["digest", "raw_content"])
+    passed over, texts are `well_formed`. ValueError, in one line, for a file that can't be read and for a line that is no JSON
+    object with a text."""
+    rows = _json_lines(part.path) if part.path.endswith(JSON_LINES) else _row_groups(part)
+    try:
+        for digest, text in rows:
+            batch = pa.record_batch([digest, text], ["digest", "raw_content"]).filter(text.is_valid())
+            digest, text = batch.column(0), well_formed(batch.column(1)).cast(pa.string())
+            if digest.null_count:
+                own = [hashlib.sha256(octets).hexdigest() for octets in text.cast(pa.binary()).to_pylist()]
+                digest = pc.coalesce(digest, pa.array(own, pa.string()))
+            yield pa.record_batch([digest, text], ["digest", "raw_content"])
+    except BROKEN as error:
+        raise ValueError(f"{part.path}: can't be read: {error}") from error
+
+
+def well_formed(texts: pa.Array) -> pa.Array:
+    """Texts, (large) string or binary without nulls, as large_string. Each byte of malformed UTF-8 is U+FFFD, as SentencePiece
+    has it."""
+    try:
+        texts = texts.cast(pa.large_string())
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        whole = [text.decode(errors="each-byte") for text in texts.cast(pa.large_binary()).to_pylist()]
+        texts = pa.array(whole, pa.large_string())
+    return texts
+
+
+def _each_byte(error: UnicodeError) -> tuple[str, int]:
+    """U+FFFD in place of one byte; Python's own "replace" puts one in place of several."""
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd", error.start + 1
+
+
+codecs.register_error("each-byte", _each_byte)
 
 
 def _row_groups(part: Slice) -> Iterator[tuple[pa.Array, pa.Array]]:
-    with _opened(part.path) as file:
+    with opened_parquet(part.path) as file:
         name = _text_column(part.path, file)
         columns = [name, "digest"] if "digest" in file.schema_arrow.names else [name]
         for batch in file.iter_batches(BATCH, row_groups=range(part.first, part.last), columns=columns):
@@ -84,15 +113,16 @@ def _json_lines(path: str) -> Iterator[tuple[pa.Array, pa.Array]]:
                 try:
                     row = json.loads(line)
                     texts.append(row["raw_content"] if "raw_content" in row else row["text"])
-                    digests.append(row.get("digest"))
-                    pa.scalar(texts[-1], pa.string())
+                    digests.append(None if row.get("digest") is None else str(row["digest"]))
+                    pa.array([texts[-1], digests[-1]], pa.string())
                 except (ValueError, KeyError, TypeError, pa.ArrowInvalid, pa.ArrowTypeError):
                     raise ValueError(f"{path}: line {number} is no JSON object with a string {' or '.join(TEXTS)}") from None
             yield pa.array(digests, pa.string()), pa.array(texts, pa.string())
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[pq.ParquetFile]:
+def opened_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file at a path or URL. ValueError, in one line, for a file that is none."""
     with fsspec.open(path, "rb") as raw:
         try:
             file = pq.ParquetFile(raw)

@@ -4,7 +4,6 @@ A document is its pieces and eos. Which split it goes to follows from its digest
 same split in every run.
 """
 
-import codecs
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.tokens import tokenizer
 from pipeline.tokens.bpe import REMEMBERED, Bpe
-from pipeline.tokens.documents import Slice, read_documents
+from pipeline.tokens.documents import Slice, read_documents, well_formed
 from pipeline.tokens.shards import ShardFiles, Vocabulary, dtype_for, write_shard
 
 SPLITS = ("train", "validation")
@@ -53,12 +52,7 @@ class Encoder:
           where each begins.
         """
         assert not texts.null_count
-        try:
-            texts = texts.cast(pa.large_string())
-            texts.validate(full=True)
-        except pa.ArrowInvalid:
-            whole = [text.decode(errors="each-byte") for text in texts.cast(pa.large_binary()).to_pylist()]
-            texts = pa.array(whole, pa.large_string())
+        texts = well_formed(texts)
         if self._bpe is None:
             documents = [[*self._processor.encode(text), self.vocabulary.eos] for text in texts.to_pylist()]
             return np.array([*chain.from_iterable(documents)], self.dtype), np.cumsum([0, *map(len, documents)])
@@ -66,15 +60,6 @@ class Encoder:
         starts = np.frombuffer(offsets, np.int64, len(texts) + 1, 8 * texts.offset) if len(texts) else np.zeros(1, np.int64)
         octets = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
         return self._bpe.encode(octets, starts, self.dtype)
-
-
-def _each_byte(error: UnicodeError) -> tuple[str, int]:
-    """U+FFFD in place of one byte; Python's own "replace" puts one in place of several."""
-    assert isinstance(error, UnicodeDecodeError)
-    return "\ufffd", error.start + 1
-
-
-codecs.register_error("each-byte", _each_byte)
 
 
 def is_validation(digest: str, share: float) -> bool:

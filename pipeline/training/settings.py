@@ -82,7 +82,8 @@ class MixtureConfig:
     """What is trained on: the sources of `tokenize`, by `pipeline.tokens.mixture`."""
 
     shares: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "{source: share of the samples}, relative to their sum; 0 leaves a source out"}
+        default_factory=dict,
+        metadata={"help": "{source: share of the samples}, relative to their sum, beside those of mixture=…; 0 leaves one out"},
     )
     epochs: dict[str, float] = field(
         default_factory=dict,
@@ -96,6 +97,8 @@ class MixtureConfig:
         for source, epochs in self.epochs.items():
             if not 0 < epochs < float("inf"):
                 raise ValueError(f"mixture.epochs.{source}={epochs}: choose a positive number; without one the source repeats")
+            if source not in self.shares:
+                raise ValueError(f"mixture.epochs.{source}={epochs}: mixture.shares has no such source")
 
 
 @dataclass

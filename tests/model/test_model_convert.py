@@ -130,6 +130,10 @@ def test_transformers_gets_the_tokens_and_sizes(folder: Path) -> None:
     assert not any(report.values())
 
 
+def test_all_files_can_be_read_by_the_same_people(folder: Path) -> None:
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_same_weights_same_bytes(folder: Path, tmp_path: Path) -> None:
     weights = random_weights(small())
     to_hugging_face(dict(reversed(weights.items())), small(), tmp_path / "again", bos=1, eos=2)

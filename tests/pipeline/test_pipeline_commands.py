@@ -1,5 +1,6 @@
 """The commands beside the stages, run as users run them, on a real trained model."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,28 @@ def test_generate_streams_the_text_of_transformers(stories: Path) -> None:
     assert done.stdout == processor.decode(ids.tolist()) + "\n"
 
 
+def test_config_says_how_documents_begin_and_end(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Models of llama2.c end a story with <s>; other models have nothing before a document."""
+    folder = tmp_path / "model"
+    shutil.copytree(stories, folder)
+    told_by = json.loads((folder / "config.json").read_text())
+    processor = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    prompt = processor.encode("Once upon a time")
+    for bos, eos in ((1, 1), (None, 2), (None, None)):
+        (folder / "config.json").write_text(json.dumps(told_by | {"bos_token_id": bos, "eos_token_id": eos}))
+        capsys.readouterr()
+        assert main(["generate", f"model_dir={folder}", "prompt=Once upon a time", "temperature=0", "max_new=400"]) == 0
+        tokens = torch.tensor([[bos, *prompt] if bos else prompt])
+        [ids] = theirs.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=400, do_sample=False, eos_token_id=eos or 0
+        )
+        assert (len(ids) < 400) == (eos == 1)
+        assert capsys.readouterr().out == processor.decode(ids.tolist()) + "\n"
+    (folder / "config.json").write_text(json.dumps(told_by | {"eos_token_id": [1, 2]}))
+    assert "eos_token_id is [1, 2]: one id of the model, or null" in told(["generate", f"model_dir={folder}"], capsys)
+
+
 def test_samples_differ_and_the_seed_decides(stories: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def texts(*settings: str) -> list[str]:
         assert main(["generate", f"model_dir={stories}", "prompt=Lily", "max_new=20", *settings]) == 0
@@ -80,6 +103,8 @@ def test_mistakes_are_one_line(stories: Path, tmp_path: Path, capsys: pytest.Cap
     assert "max_new" in told(["generate", "max_new=many"], capsys)
     assert "temperature=-1.0" in told(["generate", f"model_dir={stories}", "temperature=-1"], capsys)
     assert "samples=0: choose" in told(["generate", "samples=0"], capsys)
+    assert "prompt='a\\udcff': not UTF-8" in told(["generate", "prompt=a\udcff"], capsys)
+    assert f"seed={1 << 63}: choose" in told(["generate", f"seed={1 << 63}"], capsys)
     assert "to=onnx: choose hugging_face, meta, llama2c" in told(["convert", "to=onnx"], capsys)
     assert "no such file" in told(["convert", "source=nowhere", "target=x"], capsys)
     assert "is already there" in told(["convert", f"source={stories}", f"target={tmp_path}"], capsys)
@@ -89,6 +114,13 @@ def test_mistakes_are_one_line(stories: Path, tmp_path: Path, capsys: pytest.Cap
     shutil.copytree(stories, bad)
     (bad / "tokenizer.model").write_bytes(b"nothing")
     assert "tokenizer.model" in told(["generate", f"model_dir={bad}"], capsys)
+
+
+def test_usage_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for command, text in COMMANDS.items():
+        assert [line.split(maxsplit=1) for line in lines if line.endswith(text)] == [[command, text]]
 
 
 def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:

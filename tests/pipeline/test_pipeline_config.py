@@ -37,6 +37,7 @@ def test_mixtures_take_new_sources_and_leave_others_out():
     assert (llama.shares["crawl"], llama.shares["c4"], llama.shares["own"]) == (0.67, 0, 0.1)
     assert (llama.epochs["github"], llama.epochs["own"]) == (0.64, 3)
     assert load([]).mixture.shares == {"crawl": 1}
+    assert load(["mixture.shares={own: 1}"]).mixture.shares == {"crawl": 1, "own": 1}  # beside those of the preset
     sources = load(["tokenize.sources={books: [a.parquet, b/*.parquet]}", "tokenize.sources.wiki=[c.jsonl]"]).tokenize.sources
     assert sources == {"books": ["a.parquet", "b/*.parquet"], "wiki": ["c.jsonl"]}
 
@@ -77,6 +78,7 @@ def test_mixtures_take_new_sources_and_leave_others_out():
         ("mixture.shares.crawl=most", ["mixture.shares.crawl", "most"]),
         ("mixture.shares=1", ["mixture.shares"]),
         ("mixture.epochs.crawl=0", ["mixture.epochs.crawl=0", "positive"]),
+        ("mixture.epochs.craw=1", ["mixture.epochs.craw=1", "mixture.shares has no such source"]),
         ("tokenize.sources.crawl=[a]", ["tokenize.sources", "crawl"]),
         ("tokenize.sources={../up: [a]}", ["tokenize.sources", "../up"]),
         ("tokenize.sources.books=[]", ["tokenize.sources.books=[]"]),

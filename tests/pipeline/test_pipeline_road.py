@@ -95,6 +95,7 @@ def test_the_export_is_the_model_and_its_tokenizer(road):
         logits = model(torch.tensor([ids])).logits
     assert logits.shape == (1, len(ids), result(out, "tokenizer")["pieces"]) and logits.isfinite().all()
     assert result(out, "export")["largest_difference"] < 1e-4
+    assert model.config.bos_token_id == model.config.eos_token_id == pieces.eos_id()  # what stood before documents in training
 
 
 def test_the_report_is_one_file_without_a_network(road):

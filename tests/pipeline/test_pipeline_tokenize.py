@@ -109,6 +109,11 @@ def test_a_mixture_is_trained_as_planned_and_shown(prepared, copy):
     assert list(job["train_shards"]) == ["crawl", "books", "wiki"] == list(job["validation_shards"])
     run_good("report", copy, *more)
     page = (copy / "report.html").read_text()
+    counts = result(copy, "tokenize")["sources"]["wiki"]
+    row = [counts[split][name] for split in ("train", "validation") for name in ("documents", "tokens")]
+    assert f"<td>wiki</td>{''.join(f'<td>{number:,}</td>' for number in row)}" in page
+    [whole] = [row for row in result(copy, "tokenizer")["fertility"] if row["language"] == "all"]
+    assert f"<td>crawl</td><td>all</td><td>{whole['documents']:,}</td><td>{whole['chars_per_token']:.2f}</td>" in page
     assert f"<td>wiki</td><td>20.00</td><td>{100 * wiki / samples:.2f}</td><td>{wiki}</td>" in page
     assert "mixture.shares is" in run_bad("train", copy, *with_sources(prepared), "mixture.shares.wiki=0.3")
 
@@ -119,7 +124,7 @@ def test_mistakes_are_one_clear_line(prepared, copy, tmp_path):
     (tmp_path / "prose.parquet").write_text("no such thing")
     assert "prose.parquet: no Parquet file" in run_bad("tokenize", copy, own(tmp_path / "prose.parquet"))
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
-    assert "source own has no document to train on" in run_bad("tokenize", copy, own(tmp_path / "empty.parquet"))
+    assert "no file of tokenize.sources.own has a text" in run_bad("tokenize", copy, own(tmp_path / "empty.parquet"))
     run_good("tokenize", copy, "overwrite=true")
     line = run_bad("train", copy, "mixture=llama")
     assert "no tokens of arxiv, books, c4, github, stackexchange, wikipedia (but of crawl)" in line

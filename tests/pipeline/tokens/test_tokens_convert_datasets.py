@@ -78,7 +78,9 @@ def test_errors_are_one_clear_line(tmp_path: Path, model: Path) -> None:
     pq.write_table(pa.table({"input_ids": [[5, 300]]}), tmp_path / "large.parquet")
     pq.write_table(pa.table({"input_ids": [[5, -1]]}), tmp_path / "negative.parquet")
     pq.write_table(pa.table({"input_ids": [[5, None]]}), tmp_path / "holes.parquet")
+    (tmp_path / "prose.parquet").write_text("not a Parquet file at all")
     cases = {
+        "prose": "no Parquet file",
         "text": "no column input_ids",
         "floats": "no column input_ids",
         "large": "id 300;.*300 pieces",

@@ -81,3 +81,33 @@ def test_errors_are_one_clear_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{name}.parquet: .*{message}|{name}.parquet: {message}") as error:
             read(tmp_path / f"{name}.parquet")
         assert "\n" not in str(error.value)
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    lines = b"".join(b'{"text": "%d"}\n' % number for number in range(1000))
+    packed = gzip.compress(lines)
+    plain = tmp_path / "plain.parquet"
+    table = pa.table({"text": [str(number) for number in range(1000)]})
+    pq.write_table(table, plain, use_dictionary=False, compression="none")
+    broken = {
+        "cut.jsonl.gz": packed[: len(packed) // 2],
+        "changed.jsonl.gz": packed[:-8] + bytes(8),
+        "garbled.jsonl.gz": packed[:40] + b"\xff" * 40 + packed[80:],
+        "unpacked.jsonl.gz": lines,
+        "page.parquet": plain.read_bytes()[:10] + b"\xff" * 500 + plain.read_bytes()[510:],
+    }
+    for name, data in broken.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}: can't be read: "):
+            read(tmp_path / name)
+
+
+def test_digests_and_texts_of_any_kind(tmp_path: Path) -> None:
+    """Numbers as digests, and a text that is not UTF-8."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "digest": 7}\n')
+    pq.write_table(pa.table({"text": ["a"], "digest": [7]}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.jsonl") == read(tmp_path / "a.parquet") == [("7", "a")]
+    offsets = pa.py_buffer(b"\0\0\0\0\2\0\0\0")
+    malformed = pa.StringArray.from_buffers(1, offsets, pa.py_buffer(b"\xffa"))
+    pq.write_table(pa.table({"text": malformed}), tmp_path / "b.parquet")
+    assert read(tmp_path / "b.parquet") == [(sha256("\ufffda"), "\ufffda")]
