@@ -27,7 +27,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(1 <= self.samples <= 1024, f"samples={self.samples}: choose 1 to 1024")
-        require(self.prompt == self.prompt.encode(errors="ignore").decode(), f"prompt={ascii(self.prompt)}: not UTF-8")
+        require(self.prompt == self.prompt.encode(errors="ignore").decode(), f"prompt={self.prompt!a}: not UTF-8")
         require(0 <= self.seed < 1 << 63, f"seed={self.seed}: choose 0 to {(1 << 63) - 1}")
 
 

@@ -37,7 +37,7 @@ def export_unit(outputs: Outputs, job: Path, weights: Path, tokenizer: Path) -> 
 
     from model.convert.hugging_face import to_hugging_face
     from pipeline.tokens.hugging_face import write_hugging_face_tokenizer
-    from pipeline.tokens.tokenizer import load
+    from pipeline.tokens.tokenizer import load, specification, unlike_llama
     from pipeline.training.checkpoint import load_model
 
     disable_progress_bar()
@@ -50,7 +50,10 @@ def export_unit(outputs: Outputs, job: Path, weights: Path, tokenizer: Path) -> 
         eos = processor.eos_id()
         bos = None if told.train.document_mask else eos  # what the model has seen before a document; <s> it has never seen
         to_hugging_face(model.state_dict(), told.model, folder, bos=bos, eos=eos)
-        write_hugging_face_tokenizer(tokenizer, folder)
+        if unlike_llama(specification(tokenizer)) is None:
+            write_hugging_face_tokenizer(tokenizer, folder)
+        else:
+            shutil.copyfile(tokenizer, folder / "tokenizer.model")
         theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         generator = torch.Generator().manual_seed(told.train.seed)
         tokens = torch.randint(told.model.vocab_size, (2, told.train.sequence), generator=generator)

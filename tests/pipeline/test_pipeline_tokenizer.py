@@ -1,12 +1,16 @@
 """The tokenizer stage on the command line: what lies beside the model, trained here or given; shards made with it."""
 
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from road import run_good
+import sentencepiece
+from road import run, run_good
 
 from pipeline.outputs import read_json
 from pipeline.tokens import tokenizer
+from pipeline.tokens.shards import Shard
 
 pytestmark = pytest.mark.slow
 
@@ -44,3 +48,28 @@ def test_a_given_model_is_taken_as_it_is(out: Path, tmp_path: Path) -> None:
     model.write_bytes((out / "tokenizer" / "tokenizer.model").read_bytes())
     run_good("tokenizer", out, f"tokenizer.model={model}", "overwrite=true")
     assert result(out) == before | {"trained_on": None}
+
+
+def test_a_model_unlike_llamas_is_encoded_by_sentencepiece(out: Path, tmp_path: Path) -> None:
+    """It is said, the tokens are SentencePiece's, and the export has the model without a `tokenizer.json`."""
+    other = tmp_path / "other" / "out"
+    shutil.copytree(out, other)
+    model = tmp_path / "unlike.model"
+    texts = pq.read_table(next(other.glob("corpus/en/head/*.parquet")), partitioning=None)["raw_content"].to_pylist()
+    lines = [line for text in texts for line in text.split("\n")]
+    with model.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines), model_writer=file, model_type="bpe", vocab_size=600, minloglevel=2
+        )
+    overrides = (f"tokenizer.model={model}", "overwrite=true", "train.steps=4")
+    said = run("tokenizer", other, *overrides)
+    assert said.returncode == 0 and "is unlike LLaMA's" in said.stderr and said.stderr.count("warning: ") == 1
+    for stage in ("tokenize", "train", "export"):
+        run_good(stage, other, *overrides)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    expected = {(*processor.encode(text), processor.eos_id()) for text in texts}
+    shards = [Shard(path.with_suffix("")) for path in (other / "tokens" / "train" / "crawl").glob("en-head-*.bin")]
+    found = {tuple(shard.document(n).tolist()) for shard in shards for n in range(len(shard))}
+    assert len(found) > 10 and len(found & expected) > 10
+    assert (other / "model" / "tokenizer.model").read_bytes() == model.read_bytes()
+    assert not (other / "model" / "tokenizer.json").exists()
