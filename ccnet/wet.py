@@ -120,10 +120,11 @@ def _bodies(source: Source, segment: str, counts: Counter[str]) -> Iterator[_Bod
         if file.read(len(PARQUET)) == PARQUET:
             yield from _of_rows(parquet_rows(file, source, counts), segment)
             return
+        of_file = next(plain_chunks(byte_range(file, None), Counter()), b"") if source.part else None
         chunks = plain_chunks(byte_range(file, source.part), counts)
         first = next(chunks, None)
         chunks = chunks if first is None else chain([first], chunks)
-        if is_json(first or b""):
+        if is_json((first or b"") if of_file is None else of_file):  # a part is what its file begins as
             yield from _of_rows(json_rows(chunks, source.text_column, counts), segment)
         else:
             yield from _of_records(read_records(chunks, counts), counts)

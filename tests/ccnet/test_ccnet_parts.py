@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from wet_files import wet_record, write_wet
 
@@ -102,6 +102,7 @@ def test_a_body_that_looks_like_a_record_is_no_place_to_cut(tmp_path):
 
 
 @given(st.integers(2000, 30_000), st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=200)), max_size=4))
+@example(2000, [(0.0, b"{")])  # begins like JSON lines
 @settings(max_examples=30, deadline=None)
 @pytest.mark.parametrize("compressed", [True, False])
 def test_bad_bytes_lose_and_double_nothing_across_parts(tmp_path_factory, compressed, split_bytes, breaks):
