@@ -3,6 +3,7 @@
 Text streams by, a batch of documents at a time.
 """
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,8 +36,9 @@ class Stratum:
                 for batch in read_documents(part):
                     yield batch.column("raw_content")
 
+    @functools.cached_property
     def size(self) -> int:
-        """Its characters, counted if need be."""
+        """Its characters, counted if need be, and then once: training and the table of what a token stands for both ask."""
         if self.chars is not None:
             return self.chars
         return sum(pc.sum(pc.utf8_length(texts)).as_py() or 0 for texts in self.texts())
@@ -57,7 +59,7 @@ class Sample:
         """The texts, some at a time, and where they are from."""
         of_source = Counter[str]()
         for stratum in self.strata:
-            of_source[stratum.source] += stratum.size()
+            of_source[stratum.source] += stratum.size
         for stratum in self.strata:
             wanted = self.chars * self.shares[stratum.source] / sum(self.shares.values())
             every = max(1.0, of_source[stratum.source] / wanted)
