@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +23,6 @@ from ccnet.buckets import BUCKETS, bucket
 from ccnet.schema import DOCUMENT, DROPPED, SCORED
 from ccnet.stats import Tally, by_language
 
-BATCH = 4096  # documents that are held at a time
 ROW_GROUP_BYTES = 32 << 20  # text in a row group, about
 GZIP_LEVEL = 4  # twice as fast as 6, for files 4 % larger
 JSON_SUFFIX = ".json.gz"
@@ -167,19 +165,6 @@ def regroup(
                             files[name] = stack.enter_context(_File(writer))
                         files[name].add(table.filter(pc.equal(names, name)))
     return {name: files[name].counts for name in BUCKETS if name in files}
-
-
-def read_corpus(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The chosen columns of corpus files, of either layout, file after file, in batches."""
-    for path in paths:
-        if path.name.endswith(JSON_SUFFIX):
-            schema = pa.schema([DOCUMENT.field(name) for name in columns])
-            with gzip.open(path, "rb") as lines:
-                while rows := [json.loads(line) for line in islice(lines, BATCH)]:
-                    yield pa.RecordBatch.from_pylist(rows, schema)
-        else:
-            with pq.ParquetFile(path) as file:
-                yield from file.iter_batches(BATCH, columns=list(columns))
 
 
 def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, np.ndarray]]:

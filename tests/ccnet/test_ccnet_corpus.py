@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from ccnet import corpus
 from ccnet.buckets import bin_of, bucket
-from ccnet.corpus import CorpusRules, MinedSegment, judge_segment, read_corpus, regroup
+from ccnet.corpus import CorpusRules, MinedSegment, judge_segment, regroup
 from ccnet.filter import Rules, filter_segment
 from ccnet.language import default_model
 from ccnet.perplexity import find_models
 from ccnet.schema import DOCUMENT, DROPPED, SCORED
 from ccnet.stats import merge
+from pipeline.tokens import documents as tokens
 
 CUTOFFS = (300.0, 500.0)
 BUCKETS = ("head", "middle", "tail", "all")
@@ -235,16 +236,16 @@ def test_files_as_ccnet_has_them(crawl, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["parquet", "ccnet"])
-def test_read_corpus(crawl, tmp_path, monkeypatch, layout):
+def test_both_layouts_are_read_for_tokens(crawl, tmp_path, monkeypatch, layout):
     segments, documents = crawl
     targets = targets_in(tmp_path / "corpus", ".json.gz" if layout == "ccnet" else ".parquet")
     regroup(segments, "ru", ALL, None, targets, layout)
-    monkeypatch.setattr(corpus, "BATCH", 7)
-    batches = list(read_corpus([targets["all"], targets["all"]], ["raw_content", "digest"]))
+    monkeypatch.setattr(tokens, "BATCH", 7)
+    parts = tokens.slices(str(targets["all"]), 1 << 30) * 2
+    batches = [batch for part in parts for batch in tokens.read_documents(part)]
     assert all(0 < batch.num_rows <= 7 and set(batch.schema.names) == {"raw_content", "digest"} for batch in batches)
     russian = [{k: row[k] for k in ("raw_content", "digest")} for row in documents if row["language"] == "ru"]
-    assert [row for batch in batches for row in batch.to_pylist()] == russian * 2
-    assert list(read_corpus([], ["url"])) == []
+    assert [{k: row[k] for k in ("raw_content", "digest")} for batch in batches for row in batch.to_pylist()] == russian * 2
 
 
 def test_datasets_reads_the_corpus(crawl, tmp_path):
