@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ccnet.buckets import BUCKETS, bucket
-from ccnet.schema import DOCUMENT, DROPPED, SCORED
+from ccnet.schema import DROPPED, SCORED, document_schema
 from ccnet.stats import Tally, by_language
 
 ROW_GROUP_BYTES = 32 << 20  # text in a row group, about
@@ -34,6 +34,7 @@ class CorpusRules:
     """What a mined document must pass.
 
     `min_length`: characters after deduplication; `threshold`: of the language's score; `keep`: languages, empty for all;
+    `references`: {language: least score of likeness to cited pages};
     `rounded`: the language's score is rounded to 2 decimals and the perplexity to 1, before they are compared and in the
     corpus, as CCNet does.
     """
@@ -41,9 +42,10 @@ class CorpusRules:
     min_length: int = 0
     threshold: float = 0.5
     keep: Collection[str] = ()
+    references: Mapping[str, float] = field(default_factory=dict)
     rounded: bool = False
 
-    REASONS: ClassVar = ("short_after_dedup", "language_score", "language_not_kept", "near_duplicate")
+    REASONS: ClassVar = ("short_after_dedup", "language_score", "language_not_kept", "near_duplicate", "unlike_references")
 
     def apply(self, documents: pa.Table, near_duplicate: np.ndarray) -> tuple[pa.Table, np.ndarray]:
         """The documents (any columns with `SIGNALS`) with scores as they are compared, and the reason why each goes.
@@ -56,25 +58,33 @@ class CorpusRules:
                 number = documents.schema.get_field_index(name)
                 documents = documents.set_column(number, SCORED.field(name), pa.array(values, pa.float64()))
         unwanted = ~np.isin(documents.column("language").to_numpy(), list(self.keep)) if self.keep else False
+        unlike = False
+        if "reference_score" in documents.column_names:
+            least = np.array([self.references.get(language, 0.0) for language in documents.column("language").to_pylist()])
+            unlike = documents.column("reference_score").fill_null(1.0).to_numpy() < least
         tests = (
             documents.column("length").to_numpy() < self.min_length,
             documents.column("language_score").to_numpy() < self.threshold,
             np.broadcast_to(unwanted, len(documents)),
             near_duplicate,
+            np.broadcast_to(unlike, len(documents)),
         )
         return documents, np.select(tests, self.REASONS, "")
 
 
 @dataclass(frozen=True)
 class MinedSegment:
-    """A segment's documents (`ccnet.filter.filter_segment`), and the file of near-duplicates where they are to go.
+    """A segment's documents (`ccnet.filter.filter_segment`), the file of near-duplicates where they are to go, and that of
+    the documents' likeness to cited pages where they have one.
 
-    `near_duplicates` is a Parquet file with the columns `segment` (its name) and `row` (in `path`, from 0).
+    `near_duplicates` is a Parquet file with the columns `segment` (its name) and `row` (in `path`, from 0); `references` one
+    of the schema `ccnet.references.SCORES`.
     """
 
     name: str
     path: Path
     near_duplicates: Path | None = None
+    references: Path | None = None
 
     def rows_to_drop(self) -> np.ndarray:
         """int64[rows], ascending: the near-duplicates."""
@@ -82,6 +92,12 @@ class MinedSegment:
             return np.empty(0, np.int64)
         table = pq.read_table(self.near_duplicates, columns=["row"], filters=[("segment", "=", self.name)])
         return np.unique(table.column("row").to_numpy()).astype(np.int64)
+
+    def with_references(self, documents: pa.Table, rows: np.ndarray) -> pa.Table:
+        """The documents, those of so numbered rows, with the column `reference_score` where there is one."""
+        if self.references is None:
+            return documents
+        return documents.append_column("reference_score", pq.read_table(self.references).column(0).take(pa.array(rows)))
 
 
 def write_documents(documents: pa.Table, target: Path) -> None:
@@ -105,7 +121,8 @@ def judge_segment(segment: MinedSegment, rules: CorpusRules, dropped: Path | Non
     duplicates = segment.rows_to_drop()
     with pq.ParquetFile(segment.path) as file, ExitStack() as stack:
         signals = file.read(SIGNALS)
-        documents, reasons = rules.apply(signals, np.isin(np.arange(len(signals)), duplicates))
+        rows = np.arange(len(signals))
+        documents, reasons = rules.apply(segment.with_references(signals, rows), np.isin(rows, duplicates))
         chars, lines, domains = (documents.column(name).to_numpy() for name in ("length", "nlines", "source_domain"))
         stay = reasons == ""
         tally.add("in", len(documents), chars.sum(), lines.sum())
@@ -144,7 +161,7 @@ def regroup(
         cutoffs: of the language's perplexities; None puts all documents into the bucket `all`.
         targets: {bucket: file}; a file is written only where its bucket has documents.
         layout: "parquet" (`DOCUMENT`), or "ccnet": a JSON object a line with CCNet's keys, gzip. CCNet leaves the
-            perplexity out where there is none.
+            perplexity out where there is none. With scores of likeness to cited pages, both have them as well.
     Returns: {bucket: {documents, chars}}. Memory: a row group a bucket.
     """
     files: dict[str, _File] = {}
@@ -155,13 +172,15 @@ def regroup(
                 for group, rows in _row_groups(file):
                     if _language(file, group) != language:
                         continue
-                    table, reasons = rules.apply(file.read_row_group(group), np.isin(rows, duplicates))
+                    table = segment.with_references(file.read_row_group(group), rows)
+                    table, reasons = rules.apply(table, np.isin(rows, duplicates))
                     table = table.filter(pa.array(reasons == ""))
                     names = pa.array([bucket(value, cutoffs) for value in table.column("perplexity").to_pylist()], pa.string())
-                    table = table.append_column("bucket", names).select(DOCUMENT.names).cast(DOCUMENT)
+                    schema = document_schema(segment.references is not None)
+                    table = table.append_column("bucket", names).select(schema.names).cast(schema)
                     for name in pc.unique(names).to_pylist():
                         if name not in files:
-                            writer = _Parquet(targets[name]) if layout == "parquet" else _JsonLines(targets[name])
+                            writer = _Parquet(targets[name], schema) if layout == "parquet" else _JsonLines(targets[name])
                             files[name] = stack.enter_context(_File(writer))
                         files[name].add(table.filter(pc.equal(names, name)))
     return {name: files[name].counts for name in BUCKETS if name in files}
@@ -218,8 +237,8 @@ class DroppedFile:
 class _Parquet:
     """Tables in, a Parquet file out: each one is a row group."""
 
-    def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, DOCUMENT, compression="zstd")
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
 
     def write(self, table: pa.Table) -> None:
         self._writer.write_table(table)
@@ -237,8 +256,9 @@ class _JsonLines:
 
     def write(self, table: pa.Table) -> None:
         for row in table.to_pylist():
-            if row["perplexity"] is None:
-                del row["perplexity"]
+            for name in ("perplexity", "reference_score"):
+                if name in row and row[name] is None:
+                    del row[name]
             self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
     def close(self) -> None:

@@ -48,6 +48,12 @@ DOCUMENT = pa.schema(  # CCNet's columns; the perplexities of paragraphs stay wi
     ]
 )
 
+
+def document_schema(references: bool) -> pa.Schema:
+    """`DOCUMENT`, where documents are scored by their likeness to cited pages (`ccnet.references`) with that score."""
+    return DOCUMENT.append(pa.field("reference_score", pa.float32())) if references else DOCUMENT
+
+
 DROPPED = pa.schema(  # what was not found out before the page or document was dropped is null
     [*(field.with_nullable(True) for field in SCORED), pa.field("reason", pa.string(), nullable=False)]
 )

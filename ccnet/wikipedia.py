@@ -75,6 +75,17 @@ def read_articles(source: str, counts: Counter[str], *, openings: bool = False) 
         counts[f"bad_{fault}"] += 1
 
 
+def read_wikitexts(source: str, counts: Counter[str]) -> Iterator[tuple[str, str]]:
+    """(language, wikitext) of the articles of a dump in XML; what is read, left out and counted is as in `read_articles`."""
+    try:
+        with open_compressed(source) as file:
+            for pages, _, wikitext in _xml_pages(file, counts):
+                counts["articles_read"] += 1
+                yield pages.language, wikitext
+    except BadFile as fault:
+        counts[f"bad_{fault}"] += 1
+
+
 @contextmanager
 def open_compressed(source: str) -> Iterator[Buffered]:
     """A file's bytes, decompressed where the first ones are those of gzip or bzip2.
@@ -162,6 +173,13 @@ def _read_json(file: Buffered, counts: Counter[str], openings: bool) -> Iterator
 
 
 def _read_xml(file: Buffered, counts: Counter[str], openings: bool) -> Iterator[Article]:
+    for pages, title, wikitext in _xml_pages(file, counts):
+        text = plain_text(opening(wikitext) if openings else wikitext, pages.media)
+        yield Article(pages.language, title, text)
+
+
+def _xml_pages(file: Buffered, counts: Counter[str]) -> Iterator[tuple["_Pages", str, str]]:
+    """(the dump so far, title, wikitext) of each article."""
     pages = _Pages(counts)
     parser = expat.ParserCreate()
     parser.buffer_text = True
@@ -182,8 +200,7 @@ def _read_xml(file: Buffered, counts: Counter[str], openings: bool) -> Iterator[
             fault = BadFile(("broken_xml" if chunk else "truncated") if pages.language else "not_a_dump")
         ready, pages.ready = pages.ready, []
         for title, wikitext in ready:
-            text = plain_text(opening(wikitext) if openings else wikitext, pages.media)
-            yield Article(pages.language, title, text)
+            yield pages, title, wikitext
         if fault:
             raise fault
         if not chunk:

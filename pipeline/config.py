@@ -114,6 +114,26 @@ class NearConfig:
 
 
 @dataclass
+class ReferencesConfig:
+    """Pages like those that Wikipedia cites."""
+
+    dumps: list[str] = key(
+        [], "paths or globs of Wikipedia dumps (pages-articles XML); in their languages pages unlike those that they cite go"
+    )
+    match: str = key(
+        "page", "page: the cited pages themselves are what documents are compared with; host: all pages of their hosts"
+    )
+    examples: int = key(300_000, "cited pages to learn a language from, at most, and as many others")
+    threshold: float | None = key(None, "documents that score less go; null: what separates held-out pages best (F1)")
+
+    def __post_init__(self) -> None:
+        require(self.match in ("page", "host"), f"references.match={self.match}: choose page or host")
+        require(self.examples >= 100, f"references.examples={self.examples}: choose 100 or more")
+        good = self.threshold is None or 0 <= self.threshold <= 1
+        require(good, f"references.threshold={self.threshold}: choose a score from 0 to 1, or null")
+
+
+@dataclass
 class LanguageConfig:
     """Language identification."""
 
@@ -270,6 +290,7 @@ class Config:
     crawl: CrawlConfig = field(default_factory=CrawlConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     near: NearConfig = field(default_factory=NearConfig)
+    references: ReferencesConfig = field(default_factory=ReferencesConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     lm: LmConfig = field(default_factory=LmConfig)
     bucket: BucketConfig = field(default_factory=BucketConfig)

@@ -162,7 +162,7 @@ class Stage:
         flat = flatten(config)
         wanted = [name for name in flat if any(name == k or name.startswith(f"{k}.") for k in spec.keys)]
         self._config = {name: flat[name] for name in wanted}
-        left_out = {name for name, k in spec.optional if flat[k] is None}
+        left_out = {name for name, k in spec.optional if not flat[k]}
         alone = any(flat[k] for k in spec.alone)
         self._reads = () if alone else tuple(name for name in spec.reads if name not in left_out)
         self._inputs: dict[str, str] = {}

@@ -153,7 +153,7 @@ class _Partitions:
     def spread(self, size: int) -> None:
         """Makes the files, for so many bytes of posts."""
         number = min(MAX_PARTITIONS, 1 + size // PARTITION)
-        self.files = [self._opened.enter_context(tempfile.TemporaryFile(dir=self._folder)) for _ in range(number)]
+        self.files = [self._opened.enter_context(tempfile.TemporaryFile(dir=self._folder)) for _ in range(number)]  # noqa: SIM115
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes of Posts.xml."""

@@ -44,6 +44,13 @@ _SPECS = (
     ),
     Spec("near", "finds near-duplicate documents, where near.threshold is set", ("mine",), ("near",)),
     Spec(
+        "references",
+        "scores documents by their likeness to pages that Wikipedia cites, where references.dumps is set",
+        ("mine",),
+        ("references.dumps", "references.match", "references.examples"),
+        ("references.dumps",),
+    ),
+    Spec(
         "regenerate",
         "writes what mine wrote in another run, from the crawl and that run's metadata, without keys or models",
         ("fetch",),
@@ -54,9 +61,12 @@ _SPECS = (
     Spec(
         "regroup",
         "applies thresholds and cut-offs to the scores, writes the corpus by language and bucket",
-        ("mine", "near"),
-        ("dedup.min_length", "language.threshold", "language.keep", "bucket", "corpus", "keep_dropped"),
-        optional=(("near", "near.threshold"),),
+        ("mine", "near", "references"),
+        (
+            *("dedup.min_length", "language.threshold", "language.keep", "references.threshold"),
+            *("bucket", "corpus", "keep_dropped"),
+        ),
+        optional=(("near", "near.threshold"), ("references", "references.dumps")),
     ),
     Spec(
         "tokenizer",

@@ -20,12 +20,17 @@ def run(stage: Stage) -> None:
     """Two rounds: one unit a segment, then one unit for each language and group of segments."""
     config = stage.config
     mined = stage.upstream("mine")["result"]
+    like = stage.upstream("references")["result"] if config.references.dumps else {"models": {}}
     if config.bucket.cutoffs == "released":
         config.bucket.check_models(trained=bool(mined["trained"]))
     rules = CorpusRules(
         min_length=config.dedup.min_length,
         threshold=config.language.threshold,
         keep=tuple(config.language.keep),
+        references={
+            language: model["best"] if config.references.threshold is None else config.references.threshold
+            for language, model in like["models"].items()
+        },
         rounded=config.corpus.rounded,
     )
     segments, inputs = _mined_segments(stage, mined)
@@ -112,8 +117,17 @@ def _mined_segments(stage: Stage, mined: Mapping[str, Any]) -> tuple[list[MinedS
     """The segments in crawl order, and what each reads: {file: digest}."""
     near = stage.upstream("near") if stage.config.near.threshold is not None else None
     pairs = near and near["result"]["pairs"]
-    shared = {"near": near["digest"]} if near else {}
-    segments = [MinedSegment(s["name"], stage.out / s["path"], stage.out / pairs if pairs else None) for s in mined["segments"]]
+    like = stage.upstream("references") if stage.config.references.dumps else None
+    shared = {name: read["digest"] for name, read in (("near", near), ("references", like)) if read}
+    segments = [
+        MinedSegment(
+            s["name"],
+            stage.out / s["path"],
+            stage.out / pairs if pairs else None,
+            stage.out / like["result"]["segments"][s["name"]] if like and like["result"]["models"] else None,
+        )
+        for s in mined["segments"]
+    ]
     return segments, [{s["path"]: s["digest"]} | shared for s in mined["segments"]]
 
 
