@@ -5,11 +5,8 @@ the top bits of the hash. `link_partition` takes one partition of all segments a
 whose signatures are alike. `pair_documents` joins the links to clusters, of which the first document in crawl order (in
 the order of the segments, then of their rows) stays.
 
-A document's words: its text is split at white space (`str.isspace`), and every character of a script that is written
-without spaces (Han, Kana, Thai, Lao, Khmer, Burmese, Tibetan) is a word of its own. Words are normalised as lines are for
-paragraph keys (lower case, decimal digits to "0", CCNet's punctuation and control characters deleted), and those of which
-nothing is left don't count. The document is the set of its 5-grams of words; one with one to four words is the set of
-that one sequence; one without words is no near-duplicate of anything.
+A document is the set of its 5-grams of words (`ccnet.words`); one with one to four words is the set of that one sequence;
+one without words is no near-duplicate of anything.
 
 Source: Broder, "On the resemblance and containment of documents" (1997); bands: Leskovec, Rajaraman, Ullman, "Mining of
 Massive Datasets", section 3.4.
@@ -17,7 +14,6 @@ Massive Datasets", section 3.4.
 
 import functools
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ccnet.dedup import partition_of
-from ccnet.normalize import SPACE, decode, key_tables, normalize_line
+from ccnet.words import hash_words, mix, sequence_hash, text_buffers, word_buffers, word_tables
 
 SHINGLE = 5  # words
 PERMUTATIONS = 256
@@ -48,13 +44,6 @@ PAIRS = pa.schema(
         pa.field("similarity", pa.float64(), nullable=False),  # of these two: their Jaccard index by their signatures
     ]
 )
-
-# Blocks of scripts written without spaces between words: first and last code point.
-_UNSPACED = [
-    (0x0E00, 0x0EFF), (0x0F00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x19E0, 0x19FF), (0x2E80, 0x2FDF),
-    (0x3005, 0x3007), (0x3021, 0x3029), (0x3031, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
-    (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF),
-]  # fmt: skip
 
 
 def banding(threshold: float) -> tuple[int, int]:
@@ -80,11 +69,7 @@ def signatures(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     Args: text: string array without nulls, documents long.
     Returns: uint32[documents, 256], and bool[documents]: whether it has any words.
     """
-    assert text.type == pa.string() and not text.null_count
-    _, offsets, data = text.buffers()
-    starts = np.frombuffer(offsets, np.int32, len(text) + 1, 4 * text.offset) if len(text) else np.zeros(1, np.int32)
-    octets = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    return _signatures(octets, starts, *key_tables(), _unspaced(), *_permutations())
+    return _signatures(*text_buffers(text), *word_tables(), *_permutations())
 
 
 def sign_documents(source: Path, signature_file: Path, band_file: Path, *, threshold: float, partitions: int) -> dict[str, Any]:
@@ -223,17 +208,9 @@ def pair_documents(
 
 
 @functools.cache
-def _unspaced() -> np.ndarray:
-    table = np.zeros(sys.maxunicode + 1, np.bool_)
-    for start, end in _UNSPACED:
-        table[start : end + 1] = True
-    return table
-
-
-@functools.cache
 def _permutations() -> tuple[np.ndarray, np.ndarray]:
     """Odd factors uint32[256] for the two halves of a hash."""
-    factors = np.array([_mix(np.uint64(i)) for i in range(1, 2 * PERMUTATIONS + 1)], np.uint64) | np.uint64(1)
+    factors = np.array([mix(np.uint64(i)) for i in range(1, 2 * PERMUTATIONS + 1)], np.uint64) | np.uint64(1)
     return factors[:PERMUTATIONS].astype(np.uint32), factors[PERMUTATIONS:].astype(np.uint32)
 
 
@@ -259,14 +236,6 @@ def _distinct_rows(links: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(cache=True, nogil=True)
-def _mix(x):  # type: ignore[no-untyped-def]
-    """A bijection of 64 bits that spreads each over all (the finalizer of MurmurHash3)."""
-    x = (x ^ x >> np.uint64(33)) * np.uint64(0xFF51AFD7ED558CCD)
-    x = (x ^ x >> np.uint64(33)) * np.uint64(0xC4CEB9FE1A85EC53)
-    return x ^ x >> np.uint64(33)
-
-
-@numba.njit(cache=True, nogil=True)
 def _sign(shingle, low, high, signature):  # type: ignore[no-untyped-def]
     x = np.uint32(shingle)
     y = np.uint32(shingle >> np.uint64(32))
@@ -276,52 +245,15 @@ def _sign(shingle, low, high, signature):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _shingle(words, count, size):  # type: ignore[no-untyped-def]
-    """Hash of the last `size` of `count` words, of which `words` holds the last SHINGLE in turn."""
-    hashed = np.uint64(size)
-    for i in range(count - size, count):
-        hashed = hashed * np.uint64(0x9E3779B97F4A7C15) + words[i % SHINGLE]
-    return _mix(hashed)
-
-
-@numba.njit(cache=True, nogil=True)
 def _signatures(octets, starts, table, ascii_bytes, unspaced, low, high):  # type: ignore[no-untyped-def]
     found = np.full((len(starts) - 1, PERMUTATIONS), 0xFFFFFFFF, np.uint32)
     has_words = np.zeros(len(starts) - 1, np.bool_)
-    longest = 0
+    normal, words = word_buffers(starts)
     for document in range(len(starts) - 1):
-        longest = max(longest, starts[document + 1] - starts[document])
-    normal = np.empty(longest + longest // 2 + 3, np.uint8)
-    words = np.empty(SHINGLE, np.uint64)
-    for document in range(len(starts) - 1):
-        signature = found[document]
-        count = 0
-        i = start = starts[document]
-        end = starts[document + 1]
-        while i <= end:
-            code, width = decode(octets, i) if i < end else (np.uint32(0x20), 1)
-            alone = unspaced[code]
-            if not alone and not table[code] & SPACE:
-                i += width
-                continue
-            # A word ends before i, and where the character at i is one of its own, another ends behind it.
-            for word_start, word_end in ((start, i), (i, i + width)) if alone else ((start, i), (i, i)):
-                if word_start == word_end:
-                    continue
-                size = normalize_line(octets, word_start, word_end, table, ascii_bytes, normal)
-                if size == 0:
-                    continue
-                hashed = np.uint64(0xCBF29CE484222325)
-                for n in range(size):
-                    hashed = (hashed ^ np.uint64(normal[n])) * np.uint64(0x100000001B3)  # FNV-1a
-                words[count % SHINGLE] = hashed
-                count += 1
-                if count >= SHINGLE:
-                    _sign(_shingle(words, count, SHINGLE), low, high, signature)
-            i += width
-            start = i
-        if 0 < count < SHINGLE:
-            _sign(_shingle(words, count, count), low, high, signature)
+        count = hash_words(octets, starts[document], starts[document + 1], table, ascii_bytes, unspaced, normal, words)
+        for last in range(min(count, SHINGLE), count + 1):
+            if count:
+                _sign(sequence_hash(words, last - min(count, SHINGLE), last), low, high, found[document])
         has_words[document] = count > 0
     return found, has_words
 
@@ -333,7 +265,7 @@ def _band_hashes(signatures, bands, rows):  # type: ignore[no-untyped-def]
         for band in range(bands):
             hashed = np.uint64(band)
             for i in range(band * rows, (band + 1) * rows):
-                hashed = _mix(hashed * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(signatures[document, i]))
+                hashed = mix(hashed * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(signatures[document, i]))
             hashes[document, band] = hashed
     return hashes
 
