@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ccnet.buckets import BUCKETS
+from jobs.executor import EXECUTORS, Resources
 from model.config import LlamaConfig
 from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
@@ -251,10 +252,20 @@ class EvaluateConfig:
 class ExecutorConfig:
     """Where units run."""
 
-    workers: int = key(2, "processes")
+    kind: str = key("local", "local: processes of this machine; slurm: job arrays; ray: tasks of a Ray cluster")
+    workers: int = key(2, "processes of this machine, or tasks of the cluster, that work at a time, at most")
+    attempts: int = key(3, "a unit whose worker died, or that had an unexpected error, is tried so often")
+    resources: Resources = field(default_factory=Resources)
+    stages: dict[str, Resources] = key({}, "{stage: what its tasks need}, where that is not what executor.resources says")
 
     def __post_init__(self) -> None:
-        require(1 <= self.workers <= 1024, f"executor.workers={self.workers}: choose 1 to 1024")
+        require(self.kind in EXECUTORS, f"executor.kind={self.kind}: choose from {', '.join(EXECUTORS)}")
+        require(1 <= self.workers <= 100_000, f"executor.workers={self.workers}: choose 1 to 100000")
+        require(1 <= self.attempts <= 100, f"executor.attempts={self.attempts}: choose 1 to 100")
+
+    def needs(self, stage: str) -> Resources:
+        """What a task of a stage needs."""
+        return self.stages.get(stage, Resources()).over(self.resources)
 
 
 @dataclass

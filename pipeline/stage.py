@@ -8,6 +8,7 @@ record holds for a unit as long as its fingerprint (stage configuration and inpu
 the unit is done again. The result depends neither on the number of workers nor on their order.
 """
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -15,6 +16,7 @@ import glob
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -28,7 +30,7 @@ import fsspec
 import xxhash
 
 from ccnet.stats import excess
-from jobs.local import run_units
+from jobs.executor import Failure, Round, attempt, run_units
 from pipeline.config import Config, flatten
 from pipeline.outputs import Outputs, read_json, take_back, write_json
 from pipeline.progress import UnitProgress, human_bytes, human_seconds
@@ -96,12 +98,11 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An exception of a unit's work: `fatal` ones (the user's mistake, a full disk) end the stage at once."""
+class Planned:
+    """A unit that is to be done, and the fingerprint of its record."""
 
-    message: str
-    trace: str
-    fatal: bool
+    unit: Unit
+    fingerprint: str
 
 
 def digest_json(value: Any) -> str:
@@ -278,47 +279,48 @@ class Stage:
         missing = [unit for unit in units if unit.name not in records]
         if missing:
             self._manifest.unlink(missing_ok=True)
-            workers = self.config.executor.workers if at_once is None else min(self.config.executor.workers, at_once)
-            self._run(name, work, missing, records, prints, workers)
+            self._run(name, work, [Planned(unit, prints[unit.name]) for unit in missing], at_once)
+            records |= {unit.name: _record(read_json(folder / f"{unit.name}.json")) for unit in missing}
         self._all |= {f"{name}/{unit.name}": records[unit.name] for unit in units}
         return [records[unit.name] for unit in units]
 
-    def _run(
-        self,
-        name: str,
-        work: Work,
-        units: Sequence[Unit],
-        records: dict[str, Record],
-        prints: Mapping[str, str],
-        workers: int,
-    ) -> None:
+    def _run(self, name: str, work: Work, missing: Sequence[Planned], at_once: int | None) -> None:
         folder, temporary = self._records / name, self.out / "tmp" / self._name
-        execute = functools.partial(_execute, work, self.out, folder, temporary, dict(prints))
-        failed: dict[str, Failure] = {}
+        executor = self.config.executor
         label = self.spec.name if name == self.spec.name else f"{self.spec.name}/{name}"
-        start, size = time.monotonic(), sum(unit.size for unit in units)
-        with UnitProgress(label, len(units), size) as progress:
-            answers = run_units(execute, units, min(workers, len(units))) if workers else ((u, execute(u)) for u in units)
-            for unit, answer in answers:
-                if isinstance(answer, Record):
-                    records[unit.name] = answer
-                    progress.advance(unit.size)
+        job = Round(
+            label,
+            self.out / "jobs" / self.spec.name / name,
+            functools.partial(_execute, work, self.out, folder, temporary),
+            {planned.unit.name: planned for planned in missing},
+            executor.workers if at_once is None else min(executor.workers, at_once),
+            executor.attempts,
+            executor.needs(self.spec.name),
+        )
+        failed: dict[str, Failure] = {}
+        start, size = time.monotonic(), sum(planned.unit.size for planned in missing)
+        with UnitProgress(label, len(missing), size) as progress:
+            outcomes = (
+                run_units(executor.kind, job) if job.workers else ((n, attempt(job.work, u)) for n, u in job.units.items())
+            )
+            for unit_name, failure in outcomes:
+                if failure is None:
+                    progress.advance(job.units[unit_name].unit.size)
                     continue
-                failure = answer if isinstance(answer, Failure) else Failure(str(answer), "", fatal=False)
+                log = folder / f"{unit_name}.error"
+                log.write_text(failure.trace or failure.message, encoding="utf-8")
                 if failure.fatal:
-                    raise StageError(f"{self.spec.name}: {unit.name}: {failure.message}")
-                failed[unit.name] = failure
+                    raise StageError(f"{self.spec.name}: {unit_name}: {failure.message}")
+                failed[unit_name] = failure
         if failed:
             unit_name, failure = next(iter(failed.items()))
-            log = folder / f"{unit_name}.error"
-            log.write_text(failure.trace or failure.message, encoding="utf-8")
             raise StageError(
-                f"{label}: {len(failed)} of {len(units)} units failed, the others are done;"
-                f" {unit_name}: {failure.message} (see {log})"
+                f"{label}: {len(failed)} of {len(missing)} units failed, the others are done;"
+                f" {unit_name}: {failure.message} (see {folder / unit_name}.error)"
             )
         seconds = time.monotonic() - start
         amount = f", {human_bytes(size)}, {human_bytes(size / seconds)}/s" if size else ""
-        print(f"{label}: {len(units)} units{amount}, {human_seconds(seconds)}", file=sys.stderr, flush=True)
+        print(f"{label}: {len(missing)} units{amount}, {human_seconds(seconds)}", file=sys.stderr, flush=True)
 
     def check_bad(self, bad: Mapping[str, int], records: int) -> None:
         """Raises `StageError` when more than `max_bad_fraction` of `records` were bad; `bad` counts them by reason."""
@@ -389,36 +391,41 @@ class Stage:
         self._records.mkdir()
 
 
-def _execute(work: Work, root: Path, folder: Path, temporary: Path, prints: Mapping[str, str], unit: Unit) -> Record | Failure:
-    """Does one unit in a worker: work, commit, record."""
-    start = time.monotonic()
+def _execute(work: Work, root: Path, folder: Path, temporary: Path, planned: Planned) -> Failure | None:
+    """One attempt at a unit, in a worker: work, commit, record.
+
+    An attempt whose worker was taken for lost may still be at it when the next begins, on another machine: each has its
+    own temporary files, and what both put in place is the same.
+    """
+    start, unit = time.monotonic(), planned.unit
     try:
-        outputs = Outputs(root, temporary / unit.name)
+        outputs = Outputs(root, temporary / unit.name / f"{socket.gethostname()}-{os.getpid()}")
         try:
             statistics = work(outputs, **unit.arguments)
             pending = folder / f"{unit.name}.pending"
             files = outputs.commit(pending)
             stored = {
                 "unit": unit.name,
-                "fingerprint": prints[unit.name],
+                "fingerprint": planned.fingerprint,
                 "inputs": dict(unit.inputs),
                 "outputs": files,
                 "statistics": statistics,
                 "seconds": round(time.monotonic() - start, 3),
             }
             write_json(folder / f"{unit.name}.json", stored)
-            pending.unlink()
-            return _record(stored)
+            pending.unlink(missing_ok=True)
+            return None
         finally:
             outputs.close()
+            with contextlib.suppress(OSError):  # another attempt's files are in it
+                (temporary / unit.name).rmdir()
     except ValueError as error:
         return Failure(str(error), traceback.format_exc(), fatal=True)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        where = f"no space left below {root}; make room and run the same command again, finished units stay"
-        return Failure(where if full else f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=full)
-    except Exception as error:
-        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=False)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"no space left below {root}; make room and run the same command again, finished units stay"
+        return Failure(message, traceback.format_exc(), fatal=True)
 
 
 def _prints(files: str | list[str]) -> list[Any]:
