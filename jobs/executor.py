@@ -29,13 +29,14 @@ class Resources:
     cores: int | None = _described("CPU cores of a task")
     memory: str | None = _described("memory of a task, e.g. 4G; a unit that ran out of it is tried again with twice as much")
     minutes: int | None = _described("time limit of a task; a unit that ran into it is tried again with twice as much")
+    workers: int | None = _described("tasks that work at a time, at most; executor.workers for all stages")
     bundle: int | None = _described("units that one task does, one after another, at most")
     partition: str | None = _described("Slurm's partition")
     account: str | None = _described("Slurm's account")
     constraint: str | None = _described("node features that Slurm must find, e.g. avx2")
 
     def __post_init__(self) -> None:
-        for name in ("cores", "minutes", "bundle"):
+        for name in ("cores", "minutes", "workers", "bundle"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: choose 1 or more")
         if self.memory is not None and not re.fullmatch(r"[1-9]\d*[MGT]", self.memory):
@@ -82,6 +83,8 @@ class Round(Generic[U]):
     `name` says which (`lm/train`). `folder` is where an executor that needs files (scripts, logs) keeps them. `work` gets
     one of the values of `units`; both are picklable, `work` by its module and name. At most `workers` tasks run at a time,
     and a unit is tried `attempts` times unless it fails fatally.
+
+    A unit may be done twice at the same time, where one attempt at it was taken for lost: `work` must allow for that.
     """
 
     name: str
@@ -98,7 +101,8 @@ Outcomes = Iterator[tuple[str, Failure | None]]
 
 def run_units(executor: str, job: Round[Any]) -> Outcomes:
     """Runs a round on the named executor. A closed iterator ends what still runs."""
-    return importlib.import_module(EXECUTORS[executor]).run_units(job)  # type: ignore[no-any-return]
+    outcomes: Outcomes = importlib.import_module(EXECUTORS[executor]).run_units(job)
+    return outcomes
 
 
 def attempt(work: Callable[[U], Failure | None], unit: U) -> Failure | None:

@@ -257,6 +257,7 @@ class ExecutorConfig:
     attempts: int = key(3, "a unit whose worker died, or that had an unexpected error, is tried so often")
     resources: Resources = field(default_factory=Resources)
     stages: dict[str, dict[str, Any]] = key({}, "{stage: what its tasks need}, where that is not what executor.resources says")
+    controller: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
         require(self.kind in EXECUTORS, f"executor.kind={self.kind}: choose from {', '.join(EXECUTORS)}")
@@ -267,7 +268,8 @@ class ExecutorConfig:
 
     def needs(self, stage: str) -> Resources:
         """What a task of a stage needs."""
-        return _resources(stage, self.stages.get(stage, {})).over(self.resources)
+        shared = self.resources.over(Resources(workers=self.workers))
+        return _resources(stage, self.stages.get(stage, {})).over(shared)
 
 
 @dataclass

@@ -37,7 +37,7 @@ def run(stage: Stage) -> None:
     if told.exists() and Job.read(told) != job and not config.overwrite:
         raise ValueError(f"train: {told.parent} was trained on other tokens; overwrite=true starts from the first weights")
     inputs = {"tokenizer": job.tokenizer, "tokens": job.tokens}
-    [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)], at_once=0)  # the run saves when told to stop
+    [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)])
     stage.finish({**record.statistics, "mixture": mixture})
 
 
