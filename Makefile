@@ -15,7 +15,7 @@ DATA := $(or $(SHARED_DATA),../shared/data)
 TEXTS := $(wildcard $(DATA)/text/*.txt $(DATA)/text/*.gz $(DATA)/text/books/*.gz $(DATA)/crawl/segments/*.gz)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench bench-data bench-tokens bench-model clean $(STAGES)
+.PHONY: help setup demo test test-all lint bench bench-data bench-tokens bench-model slurm-dev clean $(STAGES)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-model: $(READY) ## the model: kept activations, speed and memory beside tr
 	@$(RUN) -m benchmarks.llama
 
 bench: bench-data bench-tokens bench-model ## all of them
+
+slurm-dev: $(READY) ## a Slurm cluster of two nodes on this machine, until Ctrl-C; needs slurm-wlm and munge
+	@$(RUN) tests/slurm_cluster.py $(ARGS)
 
 clean: ## remove caches; out/ and .venv/ stay
 	rm -rf build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
