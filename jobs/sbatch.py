@@ -25,6 +25,7 @@ ENDED = frozenset(
         "TIMEOUT",
     )
 )
+USABLE = frozenset(("idle", "allocated", "mixed", "completing", "planned"))  # nodes
 # Reasons for which a job waits for ever.
 HOPELESS = frozenset(("BadConstraints", "DependencyNeverSatisfied", "PartitionNodeLimit", "PartitionTimeLimit"))
 LATER = re.compile(  # what sbatch says where the same command may be taken in a while
@@ -108,8 +109,9 @@ def max_array_size() -> int:
 def usable_nodes(partition: str | None) -> set[str]:
     """The names of the nodes on which jobs can start now or once others have ended."""
     options = [f"--partition={partition}"] if partition else []
-    done = _slurm("sinfo", "--noheader", "--Node", "--responding", "--states=idle,alloc,mix,comp", "--format=%N", *options)
-    return set(done.stdout.split())
+    done = _slurm("sinfo", "--noheader", "--Node", "--format=%N %T", *options)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    return {name for name, state in rows if not state.endswith("*") and state.strip("~#!%$@^-+") in USABLE}
 
 
 def _slurm(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:

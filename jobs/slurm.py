@@ -38,13 +38,14 @@ POLL_SECONDS = (0.5, 10.0)  # at first, and after some minutes
 
 @dataclass(frozen=True)
 class Try:
-    """A unit that waits: how often it has begun, what it needs (times the stage's), where it failed."""
+    """A unit that waits: which attempt is its next, what it needs (times the stage's), where and how it failed."""
 
     name: str
     attempt: int = 1
     memory: int = 1
     minutes: int = 1
     nodes: frozenset[str] = frozenset()
+    last: Failure | None = None
 
     @property
     def kind(self) -> tuple[int, int, frozenset[str]]:
@@ -127,6 +128,7 @@ def run_units(job: Round[Any]) -> Outcomes:
             memory=unit.memory * (2 if failure.out_of == "memory" else 1),
             minutes=unit.minutes * (2 if failure.out_of == "time" else 1),
             nodes=unit.nodes if failure.out_of or not node else unit.nodes | {node},
+            last=failure,
         )
         waiting[again.kind].append(again)
         return False
@@ -145,10 +147,8 @@ def run_units(job: Round[Any]) -> Outcomes:
                     if kind == Try("").kind:
                         raise ValueError(f"{job.name}: Slurm refuses it: {refused}") from None
                     for unit in waiting.pop(kind):  # what it is given now is more than there is
-                        yield (
-                            unit.name,
-                            Failure(f"it failed {unit.attempt - 1} times, and Slurm refuses to try again: {refused}"),
-                        )
+                        assert unit.last is not None, "only a unit that failed is of another kind"
+                        yield unit.name, replace(unit.last, message=f"{unit.last.message}; Slurm refuses more: {refused}")
             time.sleep(min(max(POLL_SECONDS[0], (time.monotonic() - begin) / 20), POLL_SECONDS[1]))
             states = sbatch.states()
             for label, task in list(sent.tasks.items()):
