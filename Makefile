@@ -15,10 +15,10 @@ DATA := $(or $(SHARED_DATA),../shared/data)
 TEXTS := $(wildcard $(DATA)/text/*.txt $(DATA)/text/*.gz $(DATA)/text/books/*.gz $(DATA)/crawl/segments/*.gz)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench bench-data bench-tokens bench-model clean $(STAGES)
+.PHONY: help setup demo submit status logs cancel test test-all lint bench bench-data bench-tokens bench-model slurm-dev clean $(STAGES)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  make STAGE ARGS="key=value …", where STAGE is one of'
 	@echo '       $(STAGES)'
 
@@ -33,6 +33,9 @@ $(STAGES): $(READY)
 
 demo: $(READY) ## everything, from a crawl written on the spot to a trained model
 	@$(RUN) -m pipeline all experiment=demo $(ARGS)
+
+submit status logs cancel: $(READY) ## stages on Slurm: make submit STAGE=all ARGS="experiment=demo executor=slurm"
+	@$(RUN) -m jobs $@ $(or $(STAGE),all) $(ARGS)
 
 test: $(READY) ## the tests that are fast
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not slow" $(ARGS)
@@ -63,6 +66,9 @@ bench-model: $(READY) ## the model: kept activations, speed and memory beside tr
 	@$(RUN) -m benchmarks.llama
 
 bench: bench-data bench-tokens bench-model ## all of them
+
+slurm-dev: $(READY) ## a Slurm cluster of two nodes on this machine, until Ctrl-C; needs slurm-wlm and munge
+	@$(RUN) tests/slurm_cluster.py $(ARGS)
 
 clean: ## remove caches; out/ and .venv/ stay
 	rm -rf build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -1,14 +1,19 @@
 """The command line: `python -m pipeline STAGE key=value …`.
 
 In: the name of a stage (or `all`), or of another command, and settings. Out: what it writes; every mistake of the user is one
-line on standard error and exit code 1.
+line on standard error and exit code 1. With `--state` a stage is not run: how far it is is printed as JSON, which is how
+`python -m jobs` sees the stages.
 """
 
 import importlib
+import json
 import signal
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from pipeline.commands import COMMANDS
 from pipeline.config import Config, describe, load, load_settings
@@ -25,8 +30,8 @@ def main(arguments: list[str]) -> int:
     try:
         if command not in SPECS and command not in COMMANDS and command != "all":
             raise ValueError(f"{command}: no such command; there are {', '.join([*SPECS, 'all', *COMMANDS])}")
-        wants_help = "-h" in rest or "--help" in rest
-        overrides = [argument for argument in rest if argument not in ("-h", "--help")]
+        wants_help, wants_state = "-h" in rest or "--help" in rest, "--state" in rest
+        overrides = [argument for argument in rest if argument not in ("-h", "--help", "--state")]
         if command in COMMANDS:
             module = importlib.import_module(f"pipeline.commands.{command}")
             settings = load_settings(module.Settings, overrides)
@@ -39,6 +44,9 @@ def main(arguments: list[str]) -> int:
         if wants_help:
             print(_help(command, config))
             return 0
+        if wants_state:
+            print(json.dumps(state(command, config)))
+            return 0
         run(command, config)
     except (ValueError, StageError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -48,14 +56,7 @@ def main(arguments: list[str]) -> int:
 
 def run(command: str, config: Config) -> None:
     """Runs one stage, or those that the experiment names; stages that are finished take no time."""
-    names = config.stages if command == "all" else [command]
-    if not names:
-        raise ValueError("all: no stages are named; choose an experiment, e.g. experiment=demo")
-    if unknown := [name for name in names if name not in SPECS]:
-        raise ValueError(f"stages: {unknown[0]}: no such stage; there are {', '.join(SPECS)}")
-    stages = [Stage(SPECS[name], config) for name in names]
-    for stage in stages:
-        stage.check_config()
+    stages = chosen(command, config)
     for stage in stages:
         with stage.opened():
             if stage.spec.always or not stage.is_finished():
@@ -64,6 +65,31 @@ def run(command: str, config: Config) -> None:
         from pipeline.summary import print_summary
 
         print_summary(config)
+
+
+def chosen(command: str, config: Config) -> list[Stage]:
+    """The stages that a command runs, in order; raises ValueError where one can't be run on what is there."""
+    names = config.stages if command == "all" else [command]
+    if not names:
+        raise ValueError("all: no stages are named; choose an experiment, e.g. experiment=demo")
+    for k, named in (("stages", names), ("executor.stages", config.executor.stages)):
+        if unknown := [name for name in named if name not in SPECS]:
+            raise ValueError(f"{k}: {unknown[0]}: no such stage; there are {', '.join(SPECS)}")
+    stages = [Stage(SPECS[name], config) for name in names]
+    for stage in stages:
+        stage.check_config()
+    return stages
+
+
+def state(command: str, config: Config) -> dict[str, Any]:
+    """How far the stages of a command are, and what their own processes need (JSON); changes nothing."""
+    executor = config.executor
+    rows = []
+    for stage in chosen(command, config):
+        needs = executor.needs(stage.spec.name) if stage.spec.here else executor.controller.over(executor.resources)
+        finished = stage.is_finished()
+        rows.append({"finished": finished, "always": stage.spec.always, "needs": asdict(needs), **stage.progress()})
+    return {"out": str(Path(config.out).absolute()), "executor": executor.kind, "stages": rows}
 
 
 def _usage() -> str:

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ccnet.buckets import BUCKETS
+from jobs.executor import EXECUTORS, Resources
 from model.config import LlamaConfig
 from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
@@ -271,10 +272,24 @@ class EvaluateConfig:
 class ExecutorConfig:
     """Where units run."""
 
-    workers: int = key(2, "processes")
+    kind: str = key("local", "local: processes of this machine; slurm: job arrays; ray: tasks of a Ray cluster")
+    workers: int = key(2, "processes of this machine, or tasks of the cluster, that work at a time, at most")
+    attempts: int = key(3, "a unit whose worker died, or that had an unexpected error, is tried so often")
+    resources: Resources = field(default_factory=Resources)
+    stages: dict[str, dict[str, Any]] = key({}, "{stage: what its tasks need}, where that is not what executor.resources says")
+    controller: Resources = field(default_factory=Resources)
 
     def __post_init__(self) -> None:
-        require(1 <= self.workers <= 1024, f"executor.workers={self.workers}: choose 1 to 1024")
+        require(self.kind in EXECUTORS, f"executor.kind={self.kind}: choose from {', '.join(EXECUTORS)}")
+        require(1 <= self.workers <= 100_000, f"executor.workers={self.workers}: choose 1 to 100000")
+        require(1 <= self.attempts <= 100, f"executor.attempts={self.attempts}: choose 1 to 100")
+        for stage, needs in self.stages.items():
+            _resources(stage, needs)
+
+    def needs(self, stage: str) -> Resources:
+        """What a task of a stage needs."""
+        shared = self.resources.over(Resources(workers=self.workers))
+        return _resources(stage, self.stages.get(stage, {})).over(shared)
 
 
 @dataclass
@@ -348,6 +363,18 @@ def load_settings(kind: type[Any], overrides: Sequence[str]) -> Any:
         except OmegaConfBaseException as error:
             raise ValueError(_one_line(error)) from None
     return OmegaConf.to_object(settings)
+
+
+def _resources(stage: str, needs: dict[str, Any]) -> Resources:
+    """Those of a stage; raises `ValueError` for a key or a value that is none."""
+    try:
+        resources = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Resources), needs))
+    except (OmegaConfBaseException, ValueError) as error:
+        unknown = sorted(needs.keys() - flatten(Resources()).keys())
+        problem = f"{unknown[0]}: no such key" if unknown else _one_line(error)
+        raise ValueError(f"executor.stages.{stage}: {problem}") from None
+    assert isinstance(resources, Resources)
+    return resources
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

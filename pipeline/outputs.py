@@ -8,6 +8,7 @@ taken back (`take_back`).
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as JSON under a temporary name, syncs and renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             json.dump(value, file, ensure_ascii=False, indent=1)

@@ -8,13 +8,14 @@ record holds for a unit as long as its fingerprint (stage configuration and inpu
 the unit is done again. The result depends neither on the number of workers nor on their order.
 """
 
+import contextlib
 import errno
-import fcntl
 import functools
 import glob
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -28,8 +29,10 @@ import fsspec
 import xxhash
 
 from ccnet.stats import excess
-from jobs.local import run_units
+from jobs.executor import Failure, Round, attempt, run_units
+from jobs.slurm import end_former
 from pipeline.config import Config, flatten
+from pipeline.lock import held, is_held
 from pipeline.outputs import Outputs, read_json, take_back, write_json
 from pipeline.progress import UnitProgress, human_bytes, human_seconds
 
@@ -50,7 +53,8 @@ class Spec:
     `alone` those with which, where they are given, it reads no other stage. `choices` are keys that choose its units: with
     another choice, the units that stay are kept. `optional` names stages of `reads`, each with the key without which it is
     not read. `always`: its plan depends on more than those, so it is made anew every time. `folder`: where it keeps work
-    that outlives a killed unit. `writes`: the stage whose outputs it makes in another way.
+    that outlives a killed unit. `writes`: the stage whose outputs it makes in another way. `here`: its units are worked on in
+    the stage's own process, which then gets the signals.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Spec:
     always: bool = False
     folder: str | None = None
     writes: str | None = None
+    here: bool = False
 
     @property
     def module(self) -> str:
@@ -96,12 +101,11 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """An exception of a unit's work: `fatal` ones (the user's mistake, a full disk) end the stage at once."""
+class Planned:
+    """A unit that is to be done, and the fingerprint of its record."""
 
-    message: str
-    trace: str
-    fatal: bool
+    unit: Unit
+    fingerprint: str
 
 
 def digest_json(value: Any) -> str:
@@ -159,6 +163,7 @@ class Stage:
         self._name = spec.writes or spec.name  # of what it leaves
         self._records = self.out / "records" / self._name
         self._manifest = self.out / "records" / f"{self._name}.json"
+        self._lock = self.out / "records" / f"{self._name}.lock"
         flat = flatten(config)
         wanted = [name for name in flat if any(name == k or name.startswith(f"{k}.") for k in spec.keys)]
         self._config = {name: flat[name] for name in wanted}
@@ -221,17 +226,10 @@ class Stage:
     def opened(self) -> Iterator[None]:
         """Holds the stage's lock while it runs, and clears outputs of another configuration if that is wanted."""
         self._records.mkdir(parents=True, exist_ok=True)
-        with (self.out / "records" / f"{self._name}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{self.spec.name}: another process works on it in {self.out}; wait for its end") from None
+        with held(self._lock, f"{self.spec.name}: another process works on it in {self.out}; wait for its end"):
+            end_former(self.out / "jobs" / self._name)
             self.check_config()
-            external = [(k, self._config[k]) for k in self.spec.files if self._config[k]]
-            self._inputs = {name: self.upstream(name)["digest"] for name in self._reads}
-            self._inputs |= {k: digest_json(_prints(v)) for k, v in external}
-            earlier = [(k, [self.earlier(out, name)["digest"] for out in self._config[k]]) for k, name in self.spec.runs]
-            self._inputs |= {k: digest_json(digests) for k, digests in earlier if digests}
+            self._inputs = self._find_inputs()
             stored = self._records / "config.json"  # nothing is removed before all inputs are there
             if stored.exists() and read_json(stored) != self._config:
                 self._check_inputs()
@@ -239,17 +237,28 @@ class Stage:
             write_json(stored, self._config)
             yield
 
+    def _find_inputs(self) -> dict[str, str]:
+        inputs = {name: str(self.upstream(name)["digest"]) for name in self._reads}
+        inputs |= {k: digest_json(_prints(self._config[k])) for k in self.spec.files if self._config[k]}
+        earlier = [(k, [self.earlier(out, name)["digest"] for out in self._config[k]]) for k, name in self.spec.runs]
+        return inputs | {k: digest_json(digests) for k, digests in earlier if digests}
+
     def is_finished(self) -> bool:
-        """Whether the manifest says so for this configuration and these inputs, and all files are there."""
+        """Whether the manifest says so for this configuration and these inputs, and all files are there. Changes nothing."""
         if not self._manifest.exists():
             return False
+        if not self._inputs:
+            try:
+                self._inputs = self._find_inputs()
+            except ValueError:  # what it reads is not there, or not any more
+                return False
         manifest = read_json(self._manifest)
         same = (manifest["format"], manifest["config"], manifest["inputs"]) == (FORMAT, self._config, self._inputs)
         return same and _all_there(self.out, manifest["outputs"])
 
     def map(self, name: str, work: Work, units: Sequence[Unit], *, at_once: int | None = None) -> list[Record]:
         """Does `work(outputs, **unit.arguments)` for every unit that has no valid record; returns all records in order.
-        `at_once`: on so many workers at most, if not on all; 0: in this process, which then gets the signals.
+        `at_once`: on so many workers at most, if not on all.
 
         Records of this round whose unit is no longer planned are removed with their files. Raises `StageError`.
         """
@@ -278,47 +287,71 @@ class Stage:
         missing = [unit for unit in units if unit.name not in records]
         if missing:
             self._manifest.unlink(missing_ok=True)
-            workers = self.config.executor.workers if at_once is None else min(self.config.executor.workers, at_once)
-            self._run(name, work, missing, records, prints, workers)
+            plan = {"units": len(units), "missing": len(missing), "begun": round(time.time())}
+            write_json(self._records / f"{name}.plan", plan)
+            self._run(name, work, [Planned(unit, prints[unit.name]) for unit in missing], at_once)
+            records |= {unit.name: _record(read_json(folder / f"{unit.name}.json")) for unit in missing}
         self._all |= {f"{name}/{unit.name}": records[unit.name] for unit in units}
         return [records[unit.name] for unit in units]
 
-    def _run(
-        self,
-        name: str,
-        work: Work,
-        units: Sequence[Unit],
-        records: dict[str, Record],
-        prints: Mapping[str, str],
-        workers: int,
-    ) -> None:
+    def _run(self, name: str, work: Work, missing: Sequence[Planned], at_once: int | None) -> None:
         folder, temporary = self._records / name, self.out / "tmp" / self._name
-        execute = functools.partial(_execute, work, self.out, folder, temporary, dict(prints))
-        failed: dict[str, Failure] = {}
+        executor, needs = self.config.executor, self.config.executor.needs(self.spec.name)
+        assert needs.workers is not None, "executor.workers has a default"
         label = self.spec.name if name == self.spec.name else f"{self.spec.name}/{name}"
-        start, size = time.monotonic(), sum(unit.size for unit in units)
-        with UnitProgress(label, len(units), size) as progress:
-            answers = run_units(execute, units, min(workers, len(units))) if workers else ((u, execute(u)) for u in units)
-            for unit, answer in answers:
-                if isinstance(answer, Record):
-                    records[unit.name] = answer
-                    progress.advance(unit.size)
+        job = Round(
+            label,
+            self.out / "jobs" / self._name / name,
+            functools.partial(_execute, work, self.out, folder, temporary),
+            {planned.unit.name: planned for planned in missing},
+            needs.workers if at_once is None else min(needs.workers, at_once),
+            executor.attempts,
+            needs,
+        )
+        failed: dict[str, Failure] = {}
+        start, size = time.monotonic(), sum(planned.unit.size for planned in missing)
+        with UnitProgress(label, len(missing), size) as progress:
+            outcomes = (
+                run_units(executor.kind, job) if job.workers else ((n, attempt(job.work, u)) for n, u in job.units.items())
+            )
+            for unit_name, failure in outcomes:
+                if failure is None:
+                    progress.advance(job.units[unit_name].unit.size)
                     continue
-                failure = answer if isinstance(answer, Failure) else Failure(str(answer), "", fatal=False)
+                log = folder / f"{unit_name}.error"
+                log.write_text(failure.trace or failure.message, encoding="utf-8")
                 if failure.fatal:
-                    raise StageError(f"{self.spec.name}: {unit.name}: {failure.message}")
-                failed[unit.name] = failure
+                    raise StageError(f"{self.spec.name}: {unit_name}: {failure.message}")
+                failed[unit_name] = failure
         if failed:
             unit_name, failure = next(iter(failed.items()))
-            log = folder / f"{unit_name}.error"
-            log.write_text(failure.trace or failure.message, encoding="utf-8")
             raise StageError(
-                f"{label}: {len(failed)} of {len(units)} units failed, the others are done;"
-                f" {unit_name}: {failure.message} (see {log})"
+                f"{label}: {len(failed)} of {len(missing)} units failed, the others are done;"
+                f" {unit_name}: {failure.message} (see {folder / unit_name}.error)"
             )
         seconds = time.monotonic() - start
         amount = f", {human_bytes(size)}, {human_bytes(size / seconds)}/s" if size else ""
-        print(f"{label}: {len(units)} units{amount}, {human_seconds(seconds)}", file=sys.stderr, flush=True)
+        print(f"{label}: {len(missing)} units{amount}, {human_seconds(seconds)}", file=sys.stderr, flush=True)
+
+    def progress(self) -> dict[str, Any]:
+        """How far it is, from what lies in its folder: whether a process is at it, and of each round {round, units, missing
+        and begun (when the round began, units and Unix time), done, running, failed (paths of the units' errors)}."""
+        rounds = []
+        for path in sorted(self._records.glob("*.plan"), key=lambda path: path.stat().st_mtime_ns):
+            done = {name[:-5] for name in os.listdir(self._records / path.stem) if name.endswith(".json")}
+            begun = self.out / "tmp" / self._name
+            rounds.append(
+                {
+                    "round": path.stem,
+                    **read_json(path),
+                    "done": len(done),
+                    "running": len(set(os.listdir(begun)) - done) if begun.exists() else 0,
+                    "failed": sorted(str(error) for error in (self._records / path.stem).glob("*.error")),
+                }
+            )
+        for former in rounds[:-1]:
+            former["running"] = 0
+        return {"stage": self.spec.name, "active": is_held(self._lock), "rounds": rounds}
 
     def check_bad(self, bad: Mapping[str, int], records: int) -> None:
         """Raises `StageError` when more than `max_bad_fraction` of `records` were bad; `bad` counts them by reason."""
@@ -389,36 +422,41 @@ class Stage:
         self._records.mkdir()
 
 
-def _execute(work: Work, root: Path, folder: Path, temporary: Path, prints: Mapping[str, str], unit: Unit) -> Record | Failure:
-    """Does one unit in a worker: work, commit, record."""
-    start = time.monotonic()
+def _execute(work: Work, root: Path, folder: Path, temporary: Path, planned: Planned) -> Failure | None:
+    """One attempt at a unit, in a worker: work, commit, record.
+
+    An attempt whose worker was taken for lost may still be at it when the next begins, on another machine: each has its
+    own temporary files, and what both put in place is the same.
+    """
+    start, unit = time.monotonic(), planned.unit
     try:
-        outputs = Outputs(root, temporary / unit.name)
+        outputs = Outputs(root, temporary / unit.name / f"{socket.gethostname()}-{os.getpid()}")
         try:
             statistics = work(outputs, **unit.arguments)
             pending = folder / f"{unit.name}.pending"
             files = outputs.commit(pending)
             stored = {
                 "unit": unit.name,
-                "fingerprint": prints[unit.name],
+                "fingerprint": planned.fingerprint,
                 "inputs": dict(unit.inputs),
                 "outputs": files,
                 "statistics": statistics,
                 "seconds": round(time.monotonic() - start, 3),
             }
             write_json(folder / f"{unit.name}.json", stored)
-            pending.unlink()
-            return _record(stored)
+            pending.unlink(missing_ok=True)
+            return None
         finally:
             outputs.close()
+            with contextlib.suppress(OSError):  # another attempt's files are in it
+                (temporary / unit.name).rmdir()
     except ValueError as error:
         return Failure(str(error), traceback.format_exc(), fatal=True)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        where = f"no space left below {root}; make room and run the same command again, finished units stay"
-        return Failure(where if full else f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=full)
-    except Exception as error:
-        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), fatal=False)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"no space left below {root}; make room and run the same command again, finished units stay"
+        return Failure(message, traceback.format_exc(), fatal=True)
 
 
 def _prints(files: str | list[str]) -> list[Any]:

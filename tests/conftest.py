@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from slurm_cluster import Cluster, missing_programs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,3 +31,17 @@ def program() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def slurm_installed() -> None:
+    """Skips tests that need Slurm's programs where they are not installed; in CI these tests fail then."""
+    if (missing := missing_programs()) and not os.environ.get("CI"):
+        pytest.skip(f"{', '.join(missing)}: not installed (Debian: slurm-wlm, munge)")
+
+
+@pytest.fixture(scope="module")
+def slurm(slurm_installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running Slurm cluster of two nodes with 2 CPUs and 4000 MB each."""
+    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster

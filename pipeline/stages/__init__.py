@@ -88,6 +88,7 @@ _SPECS = (
         ("tokenizer", "tokenize"),
         ("model", "train", "zero", "mixture"),
         folder="train",
+        here=True,
     ),
     Spec("evaluate", "validation perplexity before and after training", ("tokenizer", "tokenize", "train"), ("evaluate",)),
     Spec("export", "writes the model in Hugging Face format and compares it there", ("tokenizer", "train"), ()),

@@ -1,6 +1,8 @@
 """train: token shards in, checkpoints and metrics out (`train/`), through DeepSpeed."""
 
+import contextlib
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ from pipeline.outputs import Outputs, write_json
 from pipeline.stage import Stage, Unit
 from pipeline.tokens.loader import plan
 from pipeline.training.job import Job
-from pipeline.training.launch import launch
+from pipeline.training.launch import allocated_nodes, launch
 from pipeline.training.metrics import read_metrics
+from pipeline.training.settings import TrainConfig
 
 FOLDER = "train"
 
@@ -37,7 +40,7 @@ def run(stage: Stage) -> None:
     if told.exists() and Job.read(told) != job and not config.overwrite:
         raise ValueError(f"train: {told.parent} was trained on other tokens; overwrite=true starts from the first weights")
     inputs = {"tokenizer": job.tokenizer, "tokens": job.tokens}
-    [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)], at_once=0)  # the run saves when told to stop
+    [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)])
     stage.finish({**record.statistics, "mixture": mixture})
 
 
@@ -87,7 +90,7 @@ def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
     if folder.exists() and not (told.exists() and Job.read(told) == job):
         shutil.rmtree(folder)
     write_json(told, job.json())
-    launch(told, job.train.processes, folder / "log.txt")
+    launch(told, job.train.processes, folder / "log.txt", usable_nodes(job.train, allocated_nodes()))
     for path in sorted(last_checkpoint(outputs.root).iterdir()):
         outputs.adopt(str(path.relative_to(outputs.root)))
     rows = read_metrics(folder)
@@ -98,6 +101,16 @@ def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
         "first_loss": rows[0]["loss"],
         "last_loss": rows[-1]["loss"],
     }
+
+
+def usable_nodes(train: TrainConfig, allocated: int) -> int:
+    """Of the `allocated` nodes, how many take part: all, or as many as the batch can be divided among."""
+    for nodes in range(allocated, 1, -1):
+        with contextlib.suppress(ValueError):
+            train.accumulation(nodes * train.processes)
+            return nodes
+        print(f"warning: train.batch_tokens={train.batch_tokens} can't be divided among {nodes} nodes", file=sys.stderr)
+    return 1
 
 
 def last_checkpoint(out: Path) -> Path:

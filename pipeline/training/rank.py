@@ -1,17 +1,19 @@
 """The process of one rank: a job file in; a finished, stopped or failed run out, told in one line.
 
 Started by torchrun (`pipeline.training.launch`): `python -m pipeline.training.rank JOB.json`. It ends with the process that
-started it, however that ends. After SIGTERM the run saves at the next step and stops; the same job goes on from there.
+started it, however that ends. After SIGTERM or SIGUSR1 the run saves at the next step and stops; the same job goes on from
+there.
 """
 
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
 from pathlib import Path
 
-from pipeline.training.launch import end_with_parent
+from pipeline.training.launch import SAVE, end_with_parent
 
 
 def main(path: Path) -> int:
@@ -20,7 +22,11 @@ def main(path: Path) -> int:
     if not Path("/proc", os.environ.get("LAUNCHER", "self")).exists():  # torchrun went with it before this rank was here
         return 1
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    for number in SAVE:
+        signal.signal(number, lambda number, frame: stop.set())
+    sys.stdout.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # whole lines for torchrun
+    host = socket.gethostname()
+    print(f"started: {host} {os.getpid()} {os.environ.get('SLURMD_NODENAME', host)}", flush=True)
     import torch.distributed as dist  # these take seconds, in which the above must hold already
 
     from pipeline.training.engine import join_ranks

@@ -1,4 +1,4 @@
-"""Worker processes: every unit gets an answer, whatever becomes of the workers."""
+"""Worker processes: every unit gets an outcome, whatever becomes of the workers."""
 
 import os
 import signal
@@ -9,72 +9,106 @@ from pathlib import Path
 
 import pytest
 
-from jobs.local import ATTEMPTS, WorkerDied, run_units
+from jobs.executor import Failure, Round
+from jobs.local import run_units
 
 
-def square(unit: int) -> int:
-    return unit * unit
+def note(unit: tuple[Path, int]) -> None:
+    folder, number = unit
+    with (folder / str(number)).open("a") as file:
+        file.write("x")
 
 
-def fail_on_three(unit: int) -> int:
-    if unit == 3:
+def fail_on_three(unit: tuple[Path, int]) -> None:
+    note(unit)
+    if unit[1] == 3:
         raise KeyError("three")
-    return unit
 
 
-def die_once(unit: tuple[str, int]) -> int:
-    flag, number = unit
-    if number == 2 and not Path(flag).exists():
-        Path(flag).touch()
+def fail_twice(unit: tuple[Path, int]) -> None:
+    note(unit)
+    if unit[1] == 1 and tries(unit[0])[1] < 3:
+        raise OSError("stale file handle")
+
+
+def mistake(unit: tuple[Path, int]) -> Failure | None:
+    note(unit)
+    return Failure("no such model", fatal=True) if unit[1] == 1 else None
+
+
+def die_once(unit: tuple[Path, int]) -> None:
+    note(unit)
+    if unit[1] == 2 and tries(unit[0])[2] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return number
 
 
-def always_die(unit: int) -> int:
-    if unit == 1:
+def always_die(unit: tuple[Path, int]) -> None:
+    note(unit)
+    if unit[1] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return unit
 
 
-def write_pid_and_sleep(folder: str) -> None:
-    (Path(folder) / "pid").write_text(str(os.getpid()))
+def write_pid_and_sleep(folder: Path) -> None:
+    (folder / "pid").write_text(str(os.getpid()))
     time.sleep(60)
 
 
+def run(folder: Path, work, numbers, workers: int = 2):
+    return dict(run_units(Round("test", folder, work, {str(n): (folder, n) for n in numbers}, workers)))
+
+
+def tries(folder: Path) -> dict[int, int]:
+    return {int(path.name): path.stat().st_size for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_unit_is_answered(workers):
-    assert dict(run_units(square, range(7), workers)) == {n: n * n for n in range(7)}
+def test_every_unit_is_done_once(tmp_path, workers):
+    assert run(tmp_path, note, range(7), workers) == {str(n): None for n in range(7)}
+    assert tries(tmp_path) == dict.fromkeys(range(7), 1)
 
 
-def test_no_units():
-    assert list(run_units(square, [], 2)) == []
+def test_no_units(tmp_path):
+    assert run(tmp_path, note, []) == {}
 
 
-def test_an_exception_costs_its_own_unit_only():
-    answers = dict(run_units(fail_on_three, range(5), 2))
-    assert isinstance(answers.pop(3), KeyError)
-    assert answers == {0: 0, 1: 1, 2: 2, 4: 4}
+def test_an_exception_costs_its_own_unit_only_and_is_tried_three_times(tmp_path):
+    outcomes = run(tmp_path, fail_on_three, range(5))
+    failure = outcomes.pop("3")
+    assert failure.message == "KeyError: 'three'" and "fail_on_three" in failure.trace and not failure.fatal
+    assert outcomes == {str(n): None for n in (0, 1, 2, 4)}
+    assert tries(tmp_path) == {0: 1, 1: 1, 2: 1, 3: 3, 4: 1}
+
+
+def test_a_unit_that_fails_twice_then_succeeds(tmp_path):
+    assert run(tmp_path, fail_twice, range(3)) == {str(n): None for n in range(3)}
+    assert tries(tmp_path) == {0: 1, 1: 3, 2: 1}
+
+
+def test_a_fatal_failure_is_not_tried_again(tmp_path):
+    assert run(tmp_path, mistake, range(3))["1"] == Failure("no such model", fatal=True)
+    assert tries(tmp_path)[1] == 1
 
 
 def test_a_killed_worker_costs_one_attempt(tmp_path):
-    units = [(str(tmp_path / "flag"), n) for n in range(4)]
-    assert dict(run_units(die_once, units, 2)) == {unit: unit[1] for unit in units}
+    assert run(tmp_path, die_once, range(4)) == {str(n): None for n in range(4)}
+    assert tries(tmp_path) == {0: 1, 1: 1, 2: 2, 3: 1}
 
 
-def test_a_unit_that_always_kills_its_worker_is_given_up():
-    answers = dict(run_units(always_die, range(3), 2))
-    died = answers.pop(1)
-    assert isinstance(died, WorkerDied)
-    assert "SIGKILL" in str(died) and str(ATTEMPTS) in str(died)
-    assert answers == {0: 0, 2: 2}
+def test_a_unit_that_always_kills_its_worker_is_given_up(tmp_path):
+    outcomes = run(tmp_path, always_die, range(3))
+    assert "SIGKILL" in outcomes.pop("1").message
+    assert outcomes == {"0": None, "2": None}
+    assert tries(tmp_path)[1] == 3
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "if __name__ == '__main__':\n"
-        "    from jobs.local import run_units; from test_jobs_local import write_pid_and_sleep\n"
-        "    list(run_units(write_pid_and_sleep, [sys.argv[1]], 1))"
+        "    from pathlib import Path; from jobs.executor import Round; from jobs.local import run_units\n"
+        "    from test_jobs_local import write_pid_and_sleep\n"
+        "    folder = Path(sys.argv[1])\n"
+        "    list(run_units(Round('test', folder, write_pid_and_sleep, {'unit': folder})))"
     )
     script = tmp_path / "parent.py"
     script.write_text(code)

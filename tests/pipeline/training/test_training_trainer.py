@@ -135,7 +135,8 @@ def ranks(job: Path) -> list[int]:
             command = (entry / "cmdline").read_bytes().split(b"\0")
         except (OSError, NotADirectoryError):
             continue
-        if str(job).encode() in command and b"torch.distributed.run" not in command and b"-c" not in command:
+        starter = b"torch.distributed.run" in command or b"pipeline.training.node" in command or b"-c" in command
+        if str(job).encode() in command and not starter:
             found.append(int(entry.name))
     return sorted(found)
 
@@ -274,13 +275,14 @@ def test_killed_at_random_moments(tokens: Path, tmp_path: Path, zero: int) -> No
 @pytest.mark.slow
 def test_told_to_stop_before_it_trains(tokens: Path, tmp_path: Path) -> None:
     job = prepare(tmp_path / "out", tokens, steps=1_000_000)
-    for begun in (lambda: (job.parent / "log.txt").exists(), lambda: len(ranks(job)) == 2):
+    begun_log, begun_ranks = (lambda: (job.parent / "log.txt").exists()), (lambda: len(ranks(job)) == 2)
+    for begun, told_by in ((begun_log, signal.SIGTERM), (begun_ranks, signal.SIGUSR1)):
         with start(job, 2) as launcher:
             until = time.monotonic() + 60
             while not begun():
                 assert time.monotonic() < until
                 time.sleep(0.01)
-            launcher.terminate()
+            launcher.send_signal(told_by)
             _, told = launcher.communicate(timeout=60)
         assert launcher.returncode == STOPPED, told
         assert "stopped: " in told
@@ -309,6 +311,10 @@ def test_a_rank_that_is_killed_alone_ends_the_run(tokens: Path, tmp_path: Path) 
         "RuntimeError: a rank failed: rank 1 was ended by SIGKILL; the system may have been out of memory (see "
     )
     assert last.endswith("log.txt)")
+    merged = (job.parent / "log.txt").read_text()
+    for rank in (0, 1):
+        own = (job.parent / "logs" / f"rank-{rank:05d}.txt").read_text().splitlines()
+        assert own[0].startswith("started: ") and all(f"rank {rank}: {line}\n" in merged for line in own)
     wait_until_gone(job)
 
 
