@@ -324,8 +324,8 @@ def _funnel(results: Mapping[str, Any], states: Mapping[str, StageState]) -> lis
         ("tokens", "count"),
     )
     note = (
-        "Documents, lines and characters on their way, with every reason why some are left behind: what comes into a step is what"
-        " it keeps and all it drops. Lines of pages that are too short are not counted; only what is tokenized has tokens."
+        "Documents, lines and characters on their way, with every reason why some are left behind: what comes into a step is"
+        " what it keeps and all it drops. Lines of pages that are too short are not counted; only what is tokenized has tokens."
     )
     return [Figure("funnel", "The funnel", columns, rows, note, Chart("bars", 1, (4,)))]
 
@@ -607,7 +607,10 @@ def _tokens(results: Mapping[str, Any]) -> list[Figure]:
             ("characters a token", "number"),
             ("bytes a token", "number"),
         )
-        note = "How much text a token stands for in the tokenizer's sample, eos not counted. Few characters a token: the language is expensive to train on."
+        note = (
+            "How much text a token stands for in the tokenizer's sample, eos not counted. The fewer characters a token, the"
+            " more a language costs."
+        )
         result.append(Figure("fertility", "Tokenizer fertility", columns, rows, note, Chart("bars", 0, (4,))))
     mixture = results.get("train", {}).get("mixture") or {}
     if mixture:
