@@ -60,12 +60,12 @@ class Column:
 class Chart:
     """How a figure is drawn, by the numbers of its columns.
 
-    `bars`: a bar a row, named by column `x`, made of the columns `values` side by side. `histogram`: a bar a row from the
-    value in column `x` to that in the next column. `lines`: a line for each of `values` over the column `x`.
-    `marks`: named values on the x axis.
+    `bars`: a bar a row, named by column `x`, made of the columns `values` end to end. `grouped`: a bar for each of `values` a
+    row. `histogram`: a bar a row from the value in column `x` to that in the next column. `lines`: a line for each of
+    `values` over the column `x`. `marks`: named values on the x axis.
     """
 
-    kind: Literal["bars", "histogram", "lines"]
+    kind: Literal["bars", "grouped", "histogram", "lines"]
     x: int
     values: tuple[int, ...]
     logarithmic: bool = False
@@ -628,7 +628,7 @@ def _tokens(results: Mapping[str, Any]) -> list[Figure]:
             ("ended at sample", "count"),
         )
         note = "Shares of the training's samples: as configured, and as they came out after sources ended with their epochs."
-        result.append(Figure("mixture", "The mixture, planned and actual", columns, rows, note, Chart("bars", 0, (1, 2))))
+        result.append(Figure("mixture", "The mixture, planned and actual", columns, rows, note, Chart("grouped", 0, (1, 2))))
     return result
 
 

@@ -29,7 +29,8 @@ from pipeline.stages.dedup import marks_files
 from pipeline.stages.hash import keys_file
 from pipeline.tokens.encode import is_validation
 
-KEYS_BYTES = 8 << 30  # of paragraph keys that are read to find where lines were first seen
+LIKELY = np.uint64((1 << 20) - 1)
+KEYS_BYTES = 2 << 30  # of paragraph keys that are read to find where lines were first seen
 FIRST_SEGMENTS = 32  # segments that are read again to find their pages
 REASONS = {
     "duplicate": "duplicate: another page has it",
@@ -92,7 +93,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class _Scores:
+class Scores:
     """What `mine` and the rules say of a document: its row in `mine/{segment}.parquet`, its scores and outcome."""
 
     row: int
@@ -162,13 +163,17 @@ class FinishedRun:
         files = [self.out / marks_files(p)[0] for p in range(counts.shape[1])]
         return SegmentMarks(files, segment_offsets(counts)[number], counts[number])
 
-    def scores(self, number: int) -> dict[tuple[str, str], _Scores]:
+    def scores(self, number: int) -> dict[tuple[str, str], Scores]:
         """{(url, digest): scores and outcome} of a segment's mined documents."""
-        name = self.segments[number]["name"]
+        digests = pq.read_table(self.mined_file(number), columns=["digest"]).column("digest").to_pylist()
+        return {(url, digest): scores for (url, scores), digest in zip(self.judged(number), digests, strict=True)}
+
+    def judged(self, number: int) -> Iterator[tuple[str, Scores]]:
+        """URL, scores and outcome of each of a segment's mined documents, in the order of its file."""
         path = self.mined_file(number)
         pairs = self.manifest("near")["result"].get("pairs")
-        near = MinedSegment(name, path, self.out / pairs if pairs else None).rows_to_drop()
-        table = pq.read_table(path, columns=["url", "digest", *SIGNALS])
+        near = MinedSegment(self.mined_name(number), path, self.out / pairs if pairs else None).rows_to_drop()
+        table = pq.read_table(path, columns=["url", *SIGNALS])
         config, result = self.regrouped["config"], self.regrouped["result"]
         cuts = {language: (cut["low"], cut["high"]) for language, cut in result.get("cutoffs", {}).items()}
         reasons = np.full(len(table), "mined", object)
@@ -180,13 +185,14 @@ class FinishedRun:
                 config.get("corpus.rounded", False),
             )
             table, reasons = rules.apply(table, np.isin(np.arange(len(table)), near))
-        columns = (table.column(name).to_pylist() for name in ("url", "digest", "language", "language_score", "perplexity"))
-        scores = {}
-        for row, (url, digest, language, score, perplexity) in enumerate(zip(*columns, strict=True)):
-            stays = reasons[row] == ""
-            chosen = bucket(perplexity, cuts.get(language)) if stays else None
-            scores[url, digest] = _Scores(row, language, score, perplexity, str(reasons[row]) or "corpus", chosen)
-        return scores
+        columns = (table.column(name).to_pylist() for name in ("url", "language", "language_score", "perplexity"))
+        for row, (url, language, score, perplexity) in enumerate(zip(*columns, strict=True)):
+            chosen = bucket(perplexity, cuts.get(language)) if reasons[row] == "" else None
+            yield url, Scores(row, language, score, perplexity, str(reasons[row]) or "corpus", chosen)
+
+    def mined_name(self, number: int) -> str:
+        """The name of mined segment `number`."""
+        return str(self.mined["result"]["segments"][number]["name"])
 
     def mined_file(self, number: int) -> Path:
         """The documents of segment `number`."""
@@ -230,7 +236,7 @@ class SeenPage:
     url: str
     digest: str
     outcome: str
-    scores: _Scores | None
+    scores: Scores | None
     _row: tuple[pa.RecordBatch, int] = field(repr=False)
     _keys: np.ndarray | None = field(repr=False)  # uint64[lines]; None of a page that is too short
     _keep: np.ndarray | None = field(repr=False)  # bool[lines]
@@ -384,13 +390,16 @@ def first_seen(run: FinishedRun, keys: Iterable[int]) -> dict[int, First]:
     wanted = np.unique(np.fromiter(keys, np.uint64))
     partitions = run.keys.partition_keys.shape[1]
     left = {int(p): wanted[partition_of(wanted, partitions) == p] for p in np.unique(partition_of(wanted, partitions))}
+    likely = np.zeros(int(LIKELY) + 1, np.bool_)  # by the low bits of a key: few keys have to be looked up in `left`
+    likely[wanted & LIKELY] = True
     by_segment: dict[int, list[np.ndarray]] = {}
     budget = KEYS_BYTES
     for number in range(len(run.segments)):
         for partition in [p for p, those in left.items() if len(those)]:
             there = run.keys.segment(number, partition)
             budget -= there.nbytes
-            found = np.isin(left[partition], there)
+            maybe = there[likely[there & LIKELY]]
+            found = np.isin(left[partition], maybe)
             if found.any():
                 by_segment.setdefault(number, []).append(left[partition][found])
                 left[partition] = left[partition][~found]
