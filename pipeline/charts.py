@@ -14,6 +14,7 @@ from pipeline.figures import Figure, shown
 
 BARS = 16  # of a bar chart; all rows stand in the table
 TICKS = 5
+ZONES = {1: ("gone", "kept"), 2: ("head", "middle", "tail")}  # of bars, by the number of marks between them
 CLASSES = {"in": "in", "kept": "kept", "dropped": "gone"}  # of rows whose first cell says so
 
 
@@ -24,9 +25,12 @@ def chart(figure: Figure) -> Markup:
     return draw(figure)
 
 
-def _image(figure: Figure, kind: str, body: Iterable[str], legend: Iterable[str] = ()) -> Markup:
+def _image(figure: Figure, kind: str, body: Iterable[str], legend: Sequence[str] = (), classes: Sequence[str] = ()) -> Markup:
     label = escape(f"Chart: {figure.title}. {figure.note} The table below has the same numbers.")
-    names = "".join(f'<span><i class="s{n}"></i>{escape(name)}</span>' for n, name in enumerate(legend))
+    classes = classes or [f"s{n % 6}" for n in range(len(legend))]
+    names = "".join(f'<span><i class="{c}"></i>{escape(name)}</span>' for name, c in zip(legend, classes, strict=False))
+    if len(legend) == 1:  # bars may have other colours by row
+        names = f"<span>{escape(legend[0])}</span>"
     key = f'<div class="key">{names}</div>' if names else ""
     return Markup(f'<div class="chart {kind}" role="img" aria-label="{label}">{key}{"".join(body)}</div>')
 
@@ -35,7 +39,7 @@ def _bars(figure: Figure) -> Markup:
     """A bar a row, of one part or several end to end; as long as the row's share of the longest."""
     spec = figure.chart
     assert spec is not None
-    rows = figure.rows[:BARS]
+    rows = [row for row in figure.rows if any(row[v] for v in spec.values)][:BARS]
     longest = max((sum(row[v] or 0 for v in spec.values) for row in rows), default=0) or 1
     body = []
     for row in rows:
@@ -45,8 +49,7 @@ def _bars(figure: Figure) -> Markup:
         )
         texts = " + ".join(shown(row[v], figure.columns[v].kind) for v in spec.values)
         body.append(_bar_row(str(row[spec.x]), [parts], texts))
-    legend = [figure.columns[v].name for v in spec.values] if len(spec.values) > 1 else []
-    return _image(figure, "bars", body, legend)
+    return _image(figure, "bars", body, [figure.columns[v].name for v in spec.values])
 
 
 def _grouped(figure: Figure) -> Markup:
@@ -88,14 +91,16 @@ def _histogram(figure: Figure) -> Markup:
 
     shapes = [f'<path class="grid" d="M0,{100 - 100 * tick / top:.2f}H100"/>' for tick in ticks]
     edges = sorted(value for _, value in spec.marks)
+    zones = ZONES.get(len(edges), ())
+    layers = ("s0",) if len(spec.values) == 1 else ("below", "s0")
     for n, v in enumerate(spec.values):
         for row in figure.rows:
             left, right = x(row[spec.x]), x(row[spec.x + 1])
-            zone = sum(row[spec.x] >= edge * 0.999 for edge in edges) if edges else n
+            zone = sum(row[spec.x] + row[spec.x + 1] > 2 * edge for edge in edges)
             height = 100 * row[v] / top
             said = f"{_short(row[spec.x])} to {_short(row[spec.x + 1])}: {row[v]:,}"
             shapes.append(
-                f'<rect class="s{n if len(spec.values) > 1 else zone}" x="{left:.2f}" y="{100 - height:.2f}"'
+                f'<rect class="{zones[zone] if zones else layers[n]}" x="{left:.2f}" y="{100 - height:.2f}"'
                 f' width="{max(right - left, 0.15):.2f}" height="{height:.2f}"><title>{escape(said)}</title></rect>'
             )
     labels = []
@@ -110,7 +115,7 @@ def _histogram(figure: Figure) -> Markup:
     names = [(x(tick), _short(tick)) for tick in x_ticks]
     legend = [figure.columns[v].name for v in spec.values] if len(spec.values) > 1 else []
     y_names = [(100 * tick / top, _short(tick)) for tick in ticks]
-    return _image(figure, "plot", _plot(shapes, labels, names, y_names), legend)
+    return _image(figure, "plot", _plot(shapes, labels, names, y_names), legend, layers)
 
 
 def _lines(figure: Figure) -> Markup:

@@ -474,7 +474,7 @@ def _scores(results: Mapping[str, Any], states: Mapping[str, StageState]) -> lis
         "Lengths",
         _columns(("characters from", "count"), ("to", "count"), ("documents mined", "count"), ("documents kept", "count")),
         length_rows,
-        "Documents after deduplication by their characters; the darker part is in the corpus.",
+        "Documents after deduplication by their characters; the part in full colour is in the corpus.",
         Chart("histogram", 0, (2, 3) if kept else (2,), logarithmic=True),
     )
     return [*result, lengths, Figure("scores-by-language", "Scores and lengths by language", columns, by_language, note)]
