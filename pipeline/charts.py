@@ -187,7 +187,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
         ticks = [n * 10.0**power for power in powers for n in factors if low <= n * 10.0**power <= high]
         if len(ticks) <= TICKS + 1:
             break
-    return ticks[:: -(-len(ticks) // (TICKS + 1))]
+    return ticks[:: max(1, -(-len(ticks) // (TICKS + 1)))]
 
 
 def _short(value: float) -> str:

@@ -90,7 +90,7 @@ def _documents(run: FinishedRun, share: float) -> _Documents:
     limit = int(share * (2**64 - 1))
     for number in range(len(run.mined["result"]["segments"])):
         for row, (url, scores) in enumerate(run.judged(number)):
-            key = xxhash.xxh3_64_intdigest(url)
+            key = xxhash.xxh3_64_intdigest(url.encode())
             if key <= limit:
                 name = scores.bucket or scores.outcome
                 keys.append(key)

@@ -396,6 +396,18 @@ def _languages(results: Mapping[str, Any]) -> list[Figure]:
 
 
 def _perplexity(results: Mapping[str, Any]) -> list[Figure]:
+    return [*_histograms(results), *_language_models(results)]
+
+
+def _language_models(results: Mapping[str, Any]) -> list[Figure]:
+    trained = results.get("lm", {}).get("trained") or {}
+    rows = [[language, c["documents"], c["bytes"], c["pieces"]] for language, c in sorted(trained.items())]
+    columns = _columns(("language", "text"), ("documents", "count"), ("text", "bytes"), ("pieces", "count"))
+    note = "What the run trained its own language models on, on pages that are not in the corpus, or on the text of lm.text."
+    return [Figure("language-models", "Language models", columns, rows, note)] if rows else []
+
+
+def _histograms(results: Mapping[str, Any]) -> list[Figure]:
     if "regroup" not in results:
         return []
     cutoffs = results["regroup"]["cutoffs"]

@@ -1,20 +1,14 @@
 """The summary and the report of a run of the data stage that is not the demo."""
 
-import re
-
 import pytest
 from crawls import prose
+from report_page import read_page
 from wet_files import write_wet
 
 from pipeline.__main__ import main
 
 pytestmark = pytest.mark.slow
 BEFORE = "stages=[fetch,hash,dedup,lm,mine,near,regroup,report]"
-
-
-def cells(page: str) -> list[list[str]]:
-    """The rows of all tables of a page."""
-    return [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
 
 
 def test_numbers_of_every_step_are_shown(tmp_path, capsys):
@@ -33,10 +27,11 @@ def test_numbers_of_every_step_are_shown(tmp_path, capsys):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "13, 13 different (4 in earlier runs), 9 kept" in shown
     assert "of lm.text: undecodable 1" in shown
-    rows = cells((out / "report.html").read_text(encoding="utf-8"))
-    assert ["of these in earlier runs", "4", "30.8 %"] in rows
-    assert ["undecodable", "1"] in rows and ["compared", "9"] in rows
-    assert next(row for row in rows if row[0] == "de" and len(row) == 4 and row[3].isdigit())[1] == "60"
+    tables = read_page((out / "report.html").read_text(encoding="utf-8")).tables
+    assert ["of these in earlier runs", "4", "30.8 %"] in tables["duplicated"]
+    assert ["lm.text", "bad text", "undecodable", "1"] in tables["bad-input"]
+    assert ["compared", "9"] in tables["near-duplicates"]
+    assert tables["language-models"][1][:2] == ["de", "60"]
 
     assert main(["fetch", f"crawl.files=[{tmp_path}/b.warc.wet.gz]", f"out={again}", *common]) == 0
     write_wet(tmp_path / "b.warc.wet.gz", pages[:-1])
@@ -45,4 +40,5 @@ def test_numbers_of_every_step_are_shown(tmp_path, capsys):
     files = f"crawl.files=[{tmp_path}/b.warc.wet.gz]"
     assert main(["all", stages, files, metadata, "max_bad_fraction=0.5", f"out={again}", *common]) == 0
     assert "page_missing 2" in " ".join(capsys.readouterr().out.split())
-    assert ["page_missing", "2"] in cells((again / "report.html").read_text(encoding="utf-8"))
+    tables = read_page((again / "report.html").read_text(encoding="utf-8")).tables
+    assert ["crawl", "bad records", "page_missing", "2"] in tables["bad-input"]
