@@ -69,7 +69,7 @@ def compare(out: Path, against: Path) -> Section:
         ("there", "text"),
         ("here", "text"),
         ("perplexity there", "number"),
-        ("here", "number"),
+        ("perplexity here", "number"),
         ("url", "quote"),
         ("text", "quote"),
     )
@@ -81,7 +81,7 @@ def compare(out: Path, against: Path) -> Section:
         "A few pages of each move, chosen by the hash of their URL, with the beginning of their text.",
     )
     tables = [*_settings(runs[out], runs[against]), _counts(out, against), *_cutoffs(runs[out], runs[against]), matrix]
-    return Section("compare", f"Against {against}", [*tables, *([moved] if examples else [])])
+    return Section("compare", "Against another run", [*tables, *([moved] if examples else [])])
 
 
 def _documents(run: FinishedRun, share: float) -> _Documents:
@@ -163,7 +163,8 @@ def _settings(run: FinishedRun, other: FinishedRun) -> list[Figure]:
         for name in sorted({*configs[0], *configs[1]})
         if configs[0].get(name) != configs[1].get(name)
     ]
-    note = "The configuration in which the two runs differ." if rows else "The two runs have the same configuration."
+    note = f"Here: {run.out}; there: {other.out}. "
+    note += "The keys of the data stage in which they differ." if rows else "The data stage has the same configuration in both."
     columns = Column("key", "text"), Column("there", "text"), Column("here", "text")
     return [Figure("compare-settings", "Settings", columns, rows, note)]
 
@@ -191,9 +192,9 @@ def _counts(out: Path, against: Path) -> Figure:
         ("", "text"),
         ("what", "text"),
         ("documents there", "count"),
-        ("here", "count"),
+        ("documents here", "count"),
         ("characters there", "count"),
-        ("here", "count"),
+        ("characters here", "count"),
     )
     note = "The funnel and the buckets of both runs, in documents and characters."
     return Figure(
@@ -207,7 +208,7 @@ def _cutoffs(run: FinishedRun, other: FinishedRun) -> list[Figure]:
         [language, *(cut.get(language, {}).get(end) for end in ("low", "high") for cut in cuts)]
         for language in sorted({*cuts[0], *cuts[1]})
     ]
-    names = ("head ends there", "here", "middle ends there", "here")
+    names = ("head ends there", "head ends here", "middle ends there", "middle ends here")
     columns = Column("language", "text"), *(Column(name, "number") for name in names)
     note = "Cut-offs of perplexity. They compare only where the language models are the same."
     return [Figure("compare-cutoffs", "Cut-offs side by side", columns, rows, note)] if rows else []

@@ -12,7 +12,7 @@ shows, and how it may be drawn (`Chart`). `shown(value, kind)` is a value's text
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,7 +95,10 @@ class Section:
 
 @dataclass(frozen=True)
 class StageState:
-    """What is known of a stage: the `result` of its manifest, or as much of it as the records of a running one give."""
+    """What is known of a stage: the `result` of its manifest, or as much of it as the records of a running one give.
+
+    `digest` and `inputs` ({stage that was read: its digest then}) are those of a finished stage.
+    """
 
     result: dict[str, Any]
     config: dict[str, Any]
@@ -103,6 +106,8 @@ class StageState:
     seconds: float
     bytes: int
     finished: bool
+    digest: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 class Run:
@@ -130,7 +135,7 @@ class Run:
             if name not in self._manifests or self._manifests[name][0] != changed:
                 m = read_json(self.out / "records" / f"{name}.json")
                 written = sum(entry["bytes"] for entry in m["outputs"].values())
-                state = StageState(m["result"], m["config"], m["units"], m["seconds"], written, finished=True)
+                state = StageState(m["result"], m["config"], m["units"], m["seconds"], written, True, m["digest"], m["inputs"])
                 self._manifests[name] = changed, state
         except FileNotFoundError:
             return None
@@ -277,6 +282,13 @@ def _overview(
     running = [name for name, state in states.items() if not state.finished]
     if running:
         rows.append(["not finished", ", ".join(running)])
+    old = [
+        name
+        for name, state in states.items()
+        if any(read in states and states[read].digest != digest for read, digest in state.inputs.items())
+    ]
+    if old:
+        rows.append(["out of date", ", ".join(old)])
     columns = _columns(("", "text"), ("value", "value"))
     return [Figure("overview", "The run in figures", columns, rows)] if rows else []
 
