@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from ccnet.buckets import BUCKETS
-from pipeline.figures import Chart, Column, Figure, Run, Section, figures
+from pipeline.figures import Chart, Column, Figure, Run, Section, columns_of, figures
 from pipeline.page_road import FinishedRun
 
 MATCHED = 10_000_000  # documents of a run that are matched, about; of a larger one a share of the URLs
@@ -65,7 +65,7 @@ def compare(out: Path, against: Path) -> Section:
         f" “{ABSENT}”: not crawled there, too short, held out, or a duplicate.{of}",
     )
     examples = list(_examples(runs[out], here, runs[against], there, both, before, now, names))
-    columns = (
+    columns = columns_of(
         ("there", "text"),
         ("here", "text"),
         ("perplexity there", "number"),
@@ -76,7 +76,7 @@ def compare(out: Path, against: Path) -> Section:
     moved = Figure(
         "compare-examples",
         "Examples of what moved",
-        tuple(Column(*column) for column in columns),  # type: ignore[arg-type]
+        columns,
         examples,
         "A few pages of each move, chosen by the hash of their URL, with the beginning of their text.",
     )
@@ -97,9 +97,11 @@ def _documents(run: FinishedRun, share: float) -> _Documents:
                 outcomes.append(names.setdefault(name, len(names)))
                 perplexities.append(np.nan if scores.perplexity is None else scores.perplexity)
                 places.extend((number, row))
-    key, first = np.unique(np.array(keys, np.uint64), return_index=True)
+    unique, first = np.unique(np.array(keys, np.uint64), return_index=True)
     place = np.array(places, np.int64).reshape(-1, 2)[first]
-    return _Documents(key, np.array(outcomes, np.int16)[first], np.array(perplexities, np.float32)[first], place, list(names))
+    return _Documents(
+        unique, np.array(outcomes, np.int16)[first], np.array(perplexities, np.float32)[first], place, list(names)
+    )
 
 
 def _index(documents: _Documents, keys: np.ndarray) -> np.ndarray:
@@ -188,7 +190,7 @@ def _counts(out: Path, against: Path) -> Figure:
         [*name, *(counts.get(name, nothing)[measure] for measure in (0, 1) for counts in (there, here))]
         for name in [*here, *(name for name in there if name not in here)]
     ]
-    columns = (
+    columns = columns_of(
         ("", "text"),
         ("what", "text"),
         ("documents there", "count"),
@@ -197,9 +199,7 @@ def _counts(out: Path, against: Path) -> Figure:
         ("characters here", "count"),
     )
     note = "The funnel and the buckets of both runs, in documents and characters."
-    return Figure(
-        "compare-counts", "Counts side by side", tuple(Column(*c) for c in columns), table, note, Chart("grouped", 1, (2, 3))
-    )  # type: ignore[arg-type]
+    return Figure("compare-counts", "Counts side by side", columns, table, note, Chart("grouped", 1, (2, 3)))
 
 
 def _cutoffs(run: FinishedRun, other: FinishedRun) -> list[Figure]:

@@ -29,6 +29,7 @@ TOP = 30  # rows of long tables
 POINTS = 300  # rows of a training's table
 BINS_OF_A_BAR = 10  # of a perplexity histogram: 5 per cent of perplexity
 EVENTS = "events.jsonl"
+LAST_EVENTS = 200
 
 REASONS = {
     "short": "too few characters for a page (crawl.min_length)",
@@ -247,7 +248,8 @@ def shown(value: Any, kind: Kind) -> str:
     return f"{value:.4g}"
 
 
-def _columns(*named: tuple[str, Kind]) -> tuple[Column, ...]:
+def columns_of(*named: tuple[str, Kind]) -> tuple[Column, ...]:
+    """Columns from their names and kinds."""
     return tuple(Column(name, kind) for name, kind in named)
 
 
@@ -289,7 +291,7 @@ def _overview(
     ]
     if old:
         rows.append(["out of date", ", ".join(old)])
-    columns = _columns(("", "text"), ("value", "value"))
+    columns = columns_of(("", "text"), ("value", "value"))
     return [Figure("overview", "The run in figures", columns, rows)] if rows else []
 
 
@@ -300,33 +302,36 @@ def _funnel(results: Mapping[str, Any], states: Mapping[str, StageState]) -> lis
     first = [mined[measure]["in"] for measure in MEASURES]
     rows: list[list[Any]] = []
 
-    def add(step: str, why: str, documents: int | None, lines: int | None, chars: int | None, tokens: int | None) -> None:
+    def add(step: str, why: str, documents: int, lines: int | None, chars: int, tokens: int | None = None) -> None:
         rows.append([step, why, documents, lines, chars, _ratio(chars, first[1]), tokens])
+
+    def add_kept(what: str, statistics: Mapping[str, Any]) -> None:
+        add("kept", what, statistics["documents"]["kept"], statistics["lines"]["kept"], statistics["chars"]["kept"])
 
     def add_step(statistics: Mapping[str, Any]) -> None:
         documents, chars, lines = (statistics[measure]["dropped"] for measure in MEASURES)
         for reason in sorted(documents, key=lambda reason: -chars[reason]):
             if documents[reason] or chars[reason]:
                 why = f"{reason}: {REASONS[reason]}" if reason in REASONS else reason
-                add("dropped", why, documents[reason], lines[reason], chars[reason], None)
+                add("dropped", why, documents[reason], lines[reason], chars[reason])
 
-    add("in", "pages of the crawl", first[0], first[2], first[1], None)
+    add("in", "pages of the crawl", first[0], first[2], first[1])
     add_step(mined)
-    add("kept", "mined documents", *(mined[measure]["kept"] for measure in ("documents", "lines", "chars")), None)
+    add_kept("mined documents", mined)
     if "regroup" in results:
         judged = results["regroup"]["statistics"]
         add_step(judged)
-        add("kept", "the corpus", *(judged[measure]["kept"] for measure in ("documents", "lines", "chars")), None)
+        add_kept("the corpus", judged)
     if "regroup" in results and "crawl" in results.get("tokenize", {}).get("sources", {}):
         taken = states["tokenize"].config.get("tokenize.buckets", [])
         for bucket, counts in sorted(_by_bucket(results["regroup"]["buckets"]).items()):
             if bucket not in taken:
-                add("dropped", f"{bucket}: {REASONS['bucket']}", counts["documents"], None, counts["chars"], None)
+                add("dropped", f"{bucket}: {REASONS['bucket']}", counts["documents"], None, counts["chars"])
         splits = results["tokenize"]["sources"]["crawl"]
         for step, why, split in (("dropped", "kept for validation", "validation"), ("kept", "tokens to train on", "train")):
             counts = splits[split]
             add(step, why, counts["documents"], None, counts["chars"], counts["tokens"])
-    columns = _columns(
+    columns = columns_of(
         ("", "text"),
         ("what, and why", "text"),
         ("documents", "count"),
@@ -360,7 +365,7 @@ def _sources(results: Mapping[str, Any]) -> list[Figure]:
             if n or chars.get("dropped", {}).get(reason):
                 rows.append([source, f"dropped: {reason}", n, chars.get("dropped", {}).get(reason)])
         rows.append([source, "kept", documents["kept"], chars.get("kept")])
-    columns = _columns(("source", "text"), ("what, and why", "text"), ("documents", "count"), ("characters", "count"))
+    columns = columns_of(("source", "text"), ("what, and why", "text"), ("documents", "count"), ("characters", "count"))
     note = "What came out of each of the other sources, and why some of it was left behind."
     return [Figure("sources", "Documents of other sources", columns, rows, note)] if rows else []
 
@@ -377,7 +382,7 @@ def _languages(results: Mapping[str, Any]) -> list[Figure]:
         here = kept.get(language, nothing)
         share = _ratio((here if kept else mined[language])["chars"], whole)
         rows.append([language, mined[language]["documents"], mined[language]["chars"], here["documents"], here["chars"], share])
-    columns = _columns(
+    columns = columns_of(
         ("language", "text"),
         ("documents mined", "count"),
         ("characters mined", "count"),
@@ -395,7 +400,7 @@ def _languages(results: Mapping[str, Any]) -> list[Figure]:
             for language in order
             for bucket, entry in buckets[language].items()
         ]
-        columns = _columns(
+        columns = columns_of(
             ("language", "text"),
             ("bucket", "text"),
             ("documents", "count"),
@@ -414,7 +419,7 @@ def _perplexity(results: Mapping[str, Any]) -> list[Figure]:
 def _language_models(results: Mapping[str, Any]) -> list[Figure]:
     trained = results.get("lm", {}).get("trained") or {}
     rows = [[language, c["documents"], c["bytes"], c["pieces"]] for language, c in sorted(trained.items())]
-    columns = _columns(("language", "text"), ("documents", "count"), ("text", "bytes"), ("pieces", "count"))
+    columns = columns_of(("language", "text"), ("documents", "count"), ("text", "bytes"), ("pieces", "count"))
     note = "What the run trained its own language models on, on pages that are not in the corpus, or on the text of lm.text."
     return [Figure("language-models", "Language models", columns, rows, note)] if rows else []
 
@@ -437,7 +442,7 @@ def _histograms(results: Mapping[str, Any]) -> list[Figure]:
         note = f"Documents of the corpus in {language} by perplexity; low is near to what its language model was trained on."
         if cut:
             note += f" Cut-offs: head below {shown(cut['low'], 'number')}, middle below {shown(cut['high'], 'number')}."
-        columns = _columns(("from", "number"), ("to", "number"), ("documents", "count"))
+        columns = columns_of(("from", "number"), ("to", "number"), ("documents", "count"))
         chart = Chart("histogram", 0, (2,), logarithmic=True, marks=marks)
         result.append(Figure(f"perplexity-{language}", f"Perplexity, {language}", columns, _lists(edges), note, chart))
     return result
@@ -458,7 +463,7 @@ def _scores(results: Mapping[str, Any], states: Mapping[str, StageState]) -> lis
         for score, count in sorted((int(k), v) for k, v in merge(mined["language_score"].values()).items())
     ]
     note = "Mined documents of all languages by how certain fastText is of their language, in hundredths."
-    columns = _columns(("from", "number"), ("to", "number"), ("documents", "count"))
+    columns = columns_of(("from", "number"), ("to", "number"), ("documents", "count"))
     chart = Chart("histogram", 0, (2,), marks=marks)
     result = [Figure("language-scores", "Language scores", columns, score_rows, note, chart)]
 
@@ -474,7 +479,7 @@ def _scores(results: Mapping[str, Any], states: Mapping[str, StageState]) -> lis
                 *(2 ** _quantile(lengths, share) for share in (0.1, 0.5, 0.9)),
             ]
         )
-    columns = _columns(
+    columns = columns_of(
         ("language", "text"),
         ("documents mined", "count"),
         ("score, lowest tenth below", "number"),
@@ -496,7 +501,7 @@ def _scores(results: Mapping[str, Any], states: Mapping[str, StageState]) -> lis
     lengths = Figure(
         "lengths",
         "Lengths",
-        _columns(("characters from", "count"), ("to", "count"), ("documents mined", "count"), ("documents kept", "count")),
+        columns_of(("characters from", "count"), ("to", "count"), ("documents mined", "count"), ("documents kept", "count")),
         length_rows,
         "Documents after deduplication by their characters; the part in full colour is in the corpus.",
         Chart("histogram", 0, (2, 3) if kept else (2,), logarithmic=True),
@@ -537,7 +542,7 @@ def _duplicates(results: Mapping[str, Any]) -> list[Figure]:
             Figure(
                 "duplicated",
                 "Share of duplicated text",
-                _columns(("", "text"), ("count", "count"), ("share", "share")),
+                columns_of(("", "text"), ("count", "count"), ("share", "share")),
                 rows,
                 note,
             )
@@ -551,13 +556,13 @@ def _duplicates(results: Mapping[str, Any]) -> list[Figure]:
         ]
         note = "Documents that are nearly the same, over all languages."
         result.append(
-            Figure("near-duplicates", "Near-duplicate documents", _columns(("", "text"), ("documents", "count")), rows, note)
+            Figure("near-duplicates", "Near-duplicate documents", columns_of(("", "text"), ("documents", "count")), rows, note)
         )
     frequent = [row for row in results.get("mine", {}).get("frequent", []) if row["text"] is not None]
     if frequent:
         rows = [[row["text"] or "(an empty line)", row["documents"]] for row in frequent[:TOP]]
         note = "What most pages have in common: the beginning of each paragraph, and how many pages have it."
-        columns = _columns(("paragraph", "quote"), ("documents", "count"))
+        columns = columns_of(("paragraph", "quote"), ("documents", "count"))
         result.append(Figure("frequent-paragraphs", "The most frequent paragraphs", columns, rows, note))
     return result
 
@@ -584,7 +589,7 @@ def _domains(results: Mapping[str, Any]) -> list[Figure]:
         note += (
             f" Counts are lower bounds: of each up to {kept['others']:,} kept and {dropped['others']:,} dropped may be missing."
         )
-    columns = _columns(("domain", "quote"), ("kept", "count"), ("dropped", "count"), ("share kept", "share"))
+    columns = columns_of(("domain", "quote"), ("kept", "count"), ("dropped", "count"), ("share kept", "share"))
     return [Figure("domains", "Domains, kept against dropped", columns, rows, note, Chart("bars", 0, (1, 2)))] if rows else []
 
 
@@ -597,7 +602,7 @@ def _tokens(results: Mapping[str, Any]) -> list[Figure]:
             for split, c in splits.items()
             if split in ("train", "validation")
         ]
-        columns = _columns(
+        columns = columns_of(
             ("source", "text"),
             ("split", "text"),
             ("documents", "count"),
@@ -623,7 +628,7 @@ def _tokens(results: Mapping[str, Any]) -> list[Figure]:
             ]
             for row in order
         ]
-        columns = _columns(
+        columns = columns_of(
             ("source and language", "text"),
             ("documents", "count"),
             ("characters", "count"),
@@ -642,7 +647,7 @@ def _tokens(results: Mapping[str, Any]) -> list[Figure]:
             [source, taken["share"], taken["actual_share"], taken["samples"], taken["tokens"], taken["epochs"], taken["ends"]]
             for source, taken in mixture.items()
         ]
-        columns = _columns(
+        columns = columns_of(
             ("source", "text"),
             ("planned share", "share"),
             ("actual share", "share"),
@@ -681,9 +686,9 @@ def _training(
         if "train" in results:
             rows.insert(0, ["parameters", results["train"]["parameters"]])
         rows += [["first loss", metrics[0]["loss"]], ["last loss", last["loss"]]]
-        rates = sorted(row["tokens_per_second"] for row in metrics)
-        rows.append(["tokens a second, median", rates[len(rates) // 2]])
-        result.append(Figure("training", "The run", _columns(("", "text"), ("value", "value")), rows))
+        if rates := sorted(row["tokens_per_second"] for row in metrics if "tokens_per_second" in row):
+            rows.append(["tokens a second, median", rates[len(rates) // 2]])
+        result.append(Figure("training", "The run", columns_of(("", "text"), ("value", "value")), rows))
         names = [name for name in ("loss", "validation_loss") if any(row.get(name) is not None for row in metrics)]
         columns = (
             Column("step", "count"),
@@ -704,29 +709,35 @@ def _training(
             )
         for key, name, title, kind in _CURVES:
             if any(row.get(key) is not None for row in metrics):
-                columns = _columns(("step", "count"), (title.lower(), kind))  # type: ignore[arg-type]
+                columns = columns_of(("step", "count"), (title.lower(), kind))  # type: ignore[arg-type]
                 result.append(
                     Figure(name, title, columns, _thinned(metrics, [key]), f"{title}, by step.", Chart("lines", 0, (1,)))
                 )
     if events:
+        named = ("step", "seen", "action", "loss", "grad_norm")
         rows = [
-            [
-                e.get("step"),
-                str(e.get("event") or e.get("kind") or ""),
-                ", ".join(f"{k} {v}" for k, v in e.items() if k not in ("step", "event", "kind")),
-            ]
-            for e in events[-10 * TOP :]
+            [*(e.get(name) for name in named), ", ".join(f"{k} {v}" for k, v in e.items() if k not in named)]
+            for e in events[-LAST_EVENTS:]
         ]
-        columns = _columns(("step", "count"), ("event", "text"), ("what", "text"))
-        result.append(Figure("events", "Events of the guards", columns, rows, "What the training's guards saw and did."))
+        columns = columns_of(
+            ("step", "count"),
+            ("seen", "text"),
+            ("action", "text"),
+            ("loss", "value"),
+            ("gradient norm", "value"),
+            ("more", "text"),
+        )
+        note = f"Steps that the guard found bad, and what it did: {len(events):,} in all"
+        note += f", the last {LAST_EVENTS} shown." if len(events) > LAST_EVENTS else "."
+        result.append(Figure("events", "Events of the guard", columns, rows, note))
     if "evaluate" in results:
         checked = results["evaluate"]
         rows = [[f"{when} training", checked[when]["loss"], checked[when]["perplexity"]] for when in ("before", "after")]
-        columns = _columns(("", "text"), ("loss", "number"), ("perplexity", "number"))
+        columns = columns_of(("", "text"), ("loss", "number"), ("perplexity", "number"))
         result.append(Figure("validation", "Validation", columns, rows, "The model on the validation split, before and after."))
         written = [[checked["text"]]]
         result.append(
-            Figure("writes", "What the model writes", _columns(("text", "quote")), written, "The prompt, and how it goes on.")
+            Figure("writes", "What the model writes", columns_of(("text", "quote")), written, "The prompt, and how it goes on.")
         )
     return result
 
@@ -739,7 +750,7 @@ def _thinned(metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list
         group = metrics[number * len(metrics) // groups : (number + 1) * len(metrics) // groups]
         means: list[Any] = []
         for name in names:
-            values = [row[name] for row in group if row.get(name) is not None]
+            values = [v for row in group if isinstance(v := row.get(name), int | float) and math.isfinite(v)]
             means.append(sum(values) / len(values) if values else None)
         rows.append([group[-1]["step"], *means])
     return rows
@@ -763,7 +774,7 @@ def _bad_input(results: Mapping[str, Any]) -> list[Figure]:
     if not seen and not rows:
         return []
     note = "Input that could not be read, by reason; each costs itself only." if rows else "All input could be read."
-    columns = _columns(("input", "text"), ("what", "text"), ("reason", "text"), ("records", "count"))
+    columns = columns_of(("input", "text"), ("what", "text"), ("reason", "text"), ("records", "count"))
     return [Figure("bad-input", "Bad input by reason", columns, rows or [["crawl", "bad records", "none", 0]], note)]
 
 
@@ -786,7 +797,7 @@ def _work(results: Mapping[str, Any], states: Mapping[str, StageState]) -> list[
         per_million = _ratio(seconds / 3600 * 1e6, pages)
         shown_name = name if state.finished else f"{name} (running)"
         rows.append([shown_name, state.units, seconds, _ratio(seconds, whole), rate, per_million, state.bytes])
-    columns = _columns(
+    columns = columns_of(
         ("stage", "text"),
         ("units", "count"),
         ("core time", "seconds"),

@@ -82,7 +82,7 @@ def out(tmp_path_factory):
         {"step": s, "tokens": 4096 * s, "loss": 8 - s / 200, **common} | (check if s % 100 == 0 else {}) for s in range(1, 1001)
     ]
     (out / "train/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    event = {"step": 7, "event": "skipped", "why": f"loss {SCRIPT}"}
+    event = {"step": 7, "seen": "spike", "action": "skip", "loss": "NaN", "grad_norm": 3.5, "samples": [[0, 8]]}
     (out / "train/events.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
     files = f"crawl.files=[{folder}/a.warc.wet.gz,{folder}/b.warc.wet.gz]"
     assert main(["all", STAGES, files, f"lm.text=[{folder}/de.txt]", f"out={out}", *SETTINGS, *TOKENS]) == 0
@@ -179,6 +179,8 @@ def test_every_section_is_there_and_nothing_is_asked_or_said(out, browser):
         read_page((out / "report.html").read_text(encoding="utf-8")).tables
     )
     assert page.query_selector_all(".chart") and not page.query_selector_all(".chart:not([role=img][aria-label])")
+    row = read_page((out / "report.html").read_text(encoding="utf-8")).tables["events"][1]
+    assert row == ["7", "spike", "skip", "NaN", "3.5", "samples [[0, 8]]"]
     for chart in page.query_selector_all(".chart"):
         assert chart.evaluate("chart => chart.nextElementSibling.querySelector('table') !== null")
     assert not told
