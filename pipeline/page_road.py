@@ -439,9 +439,9 @@ def with_first_pages(run: FinishedRun, pages: Sequence[Page]) -> list[Page]:
         first = found.get(line.key)
         if line.why != "duplicate" or first is None:
             return line
-        if run.keep == "first" and first == First(page.url, page.segment):
-            return dataclasses.replace(line, why="earlier_run")
-        return dataclasses.replace(line, first=first)
+        if first != First(page.url, page.segment):
+            return dataclasses.replace(line, first=first)
+        return dataclasses.replace(line, why="earlier_run") if run.keep == "first" else line
 
     return [dataclasses.replace(page, lines=[told(page, line) for line in page.lines]) for page in pages]
 
