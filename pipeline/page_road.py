@@ -36,6 +36,7 @@ REASONS = {
     "duplicate": "duplicate: another page has it",
     "repeated": "repeated: this page has it further up",
     "earlier_run": "duplicate: an earlier run has it (dedup.seen)",
+    "rule": "a rule of quality.rules takes it out",
 }
 
 
@@ -190,6 +191,15 @@ class FinishedRun:
             chosen = bucket(perplexity, cuts.get(language)) if reasons[row] == "" else None
             yield url, Scores(row, language, score, perplexity, str(reasons[row]) or "corpus", chosen)
 
+    def dropped(self, number: int) -> dict[tuple[str, str], str]:
+        """{(url, digest): reason} of the pages of a segment that `mine` dropped, where it wrote them (keep_dropped)."""
+        path = self.out / f"dropped/{self.mined_name(number)}.mine.parquet"
+        if not path.exists():
+            return {}
+        table = pq.read_table(path, columns=["url", "digest", "reason"])
+        columns = (table.column(name).to_pylist() for name in table.schema.names)
+        return {(url, digest): reason for url, digest, reason in zip(*columns, strict=True)}
+
     def mined_name(self, number: int) -> str:
         """The name of mined segment `number`."""
         return str(self.mined["result"]["segments"][number]["name"])
@@ -262,7 +272,7 @@ class SeenPage:
             ]
             lines = [Line(text, int(key), why) for text, key, why in zip(texts, self._keys, whys, strict=True)]
         if scores:
-            lines = self._with_perplexities(lines, scores.row)
+            lines = self._with_scores(lines, scores.row)
         name = self.run.segments[self.segment]["name"]
         return Page(
             url=self.url,
@@ -281,7 +291,7 @@ class SeenPage:
             lines=lines,
         )
 
-    def _with_perplexities(self, lines: list[Line], row: int) -> list[Line]:
+    def _with_scores(self, lines: list[Line], row: int) -> list[Line]:
         with pq.ParquetFile(self.run.mined_file(self.segment)) as file:
             start = 0
             for group in range(file.metadata.num_row_groups):
@@ -295,7 +305,10 @@ class SeenPage:
         by_line = dict(zip(found["line_ids"], values, strict=True))
         result = []
         for number, line in enumerate(lines):
-            value = by_line.get(number)
+            if number not in by_line:
+                result.append(dataclasses.replace(line, why=line.why or "rule"))
+                continue
+            value = by_line[number]
             finite = None if value is None or value != value else float(value)
             result.append(dataclasses.replace(line, perplexity=finite))
         return result
@@ -309,12 +322,16 @@ class SeenPage:
         whys = Counter(line.why for line in lines)
         gone = f"{whys['duplicate']:,} of {len(lines):,} lines go because other pages have them"
         steps.append(("dedup", gone + (f", {whys['repeated']:,} because this page repeats them" if whys["repeated"] else "")))
+        if whys["rule"]:
+            steps.append(("mine", f"{whys['rule']:,} lines go by quality.rules"))
         if outcome == "duplicate":
             return [*steps, ("mine", "dropped: no line is left")]
         if outcome == "held_out":
             return [*steps, ("mine", "held out for the training of language models")]
-        if scores is None:
+        if outcome == "language_not_mined":
             return [*steps, ("mine", "dropped: its language is not in language.mine")]
+        if scores is None:
+            return [*steps, ("mine", f"dropped: {outcome}, by quality.rules")]
         perplexity = (
             "no language model, so no perplexity" if scores.perplexity is None else f"perplexity {scores.perplexity:,.1f}"
         )
@@ -341,7 +358,8 @@ def segment_pages(run: FinishedRun, number: int) -> Iterator[SeenPage]:
     Of a run without keys (`regenerate`) only those whose outcome is known: mined ones and those that are too short.
     Raises OSError where the segment can't be read any more, ValueError where it has changed.
     """
-    scores, marks = run.scores(number), run.marks(number)
+    scores, marks, gone = run.scores(number), run.marks(number), run.dropped(number)
+    unknown = "quality_rule" if run.mined["config"].get("quality.rules") else "language_not_mined"
     held_out = float(run.manifest("lm")["result"].get("held_out") or 0)
     seen = 0
     for batch in read_pages(run.source(number), Counter(), min_length=1):
@@ -368,7 +386,7 @@ def segment_pages(run: FinishedRun, number: int) -> Iterator[SeenPage]:
                     if is_held_out(digest, held_out)
                     else page.scores.outcome
                     if page.scores
-                    else "language_not_mined"
+                    else gone.get((url, digest), unknown)
                 )
                 if marks is None and page.scores is None:
                     continue

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ccnet.stats import total
 from pipeline.charts import _log_ticks, _ticks, chart
-from pipeline.figures import Chart, Column, Figure, Run, figures, shown
+from pipeline.figures import Chart, Column, Figure, Run, StageState, figures, shown
 from pipeline.outputs import write_json
 from pipeline.stages.report import render, visible
 
@@ -57,6 +57,19 @@ def test_a_long_training_is_thinned_to_means(tmp_path):
     assert all(value == pytest.approx(0.5, abs=0.01) for _, value in loss.rows)
     assert ["last training loss", 0.0] in overview.figures[0].rows
     assert len(render("x", [overview, training])) < 1_000_000
+
+
+def test_other_sources_are_shown_with_their_reasons(tmp_path):
+    counts = {"in": 10, "kept": 7, "dropped": {"bad_words": 3, "short": 0}}
+    statistics = {"c4": {"documents": counts, "chars": counts, "lines": counts, "bad": {"no_text": 2}}}
+    states = {"sources": StageState({"statistics": statistics}, {}, 1, 1.0, 0, True)}
+    found = {figure.name: figure for section in figures(tmp_path, states) for figure in section.figures}
+    assert [row[:4] for row in found["sources"].rows] == [
+        ["in", "c4", "", 10],
+        ["dropped", "c4", "bad_words", 3],
+        ["kept", "c4", "", 7],
+    ]
+    assert found["bad-input"].rows == [["c4", "bad records", "no_text", 2]]
 
 
 def test_values_as_text():
