@@ -172,7 +172,10 @@ class _Partial:
             return False
         new: dict[tuple[str, str], list[Any]] = {}
         for key in sorted(found.keys() - self.seen):
-            record = read_json(found[key])
+            try:
+                record = read_json(found[key])
+            except FileNotFoundError:  # its stage has taken it back since
+                continue
             self.seen.add(key)
             self.seconds += record["seconds"]
             self.bytes += sum(entry["bytes"] for entry in record["outputs"].values())

@@ -173,7 +173,7 @@ class FinishedRun:
         """URL, scores and outcome of each of a segment's mined documents, in the order of its file."""
         path = self.mined_file(number)
         pairs = self.manifest("near")["result"].get("pairs")
-        near = MinedSegment(self.mined_name(number), path, self.out / pairs if pairs else None).rows_to_drop()
+        near = MinedSegment(self.segments[number]["name"], path, self.out / pairs if pairs else None).rows_to_drop()
         table = pq.read_table(path, columns=["url", *SIGNALS])
         config, result = self.regrouped["config"], self.regrouped["result"]
         cuts = {language: (cut["low"], cut["high"]) for language, cut in result.get("cutoffs", {}).items()}
@@ -193,21 +193,23 @@ class FinishedRun:
 
     def dropped(self, number: int) -> dict[tuple[str, str], str]:
         """{(url, digest): reason} of the pages of a segment that `mine` dropped, where it wrote them (keep_dropped)."""
-        path = self.out / f"dropped/{self.mined_name(number)}.mine.parquet"
+        path = self.out / f"dropped/{self.segments[number]['name']}.mine.parquet"
         if not path.exists():
             return {}
         table = pq.read_table(path, columns=["url", "digest", "reason"])
         columns = (table.column(name).to_pylist() for name in table.schema.names)
         return {(url, digest): reason for url, digest, reason in zip(*columns, strict=True)}
 
-    def mined_name(self, number: int) -> str:
-        """The name of mined segment `number`."""
-        return str(self.mined["result"]["segments"][number]["name"])
+    @cached_property
+    def _mined_paths(self) -> dict[str, str]:
+        return {segment["name"]: segment["path"] for segment in self.mined["result"]["segments"]}
 
     def mined_file(self, number: int) -> Path:
-        """The documents of segment `number`."""
-        path = self.mined["result"]["segments"][number]["path"]
-        return self.out / str(path)
+        """The documents of segment `number`. Raises ValueError where the crawl has another one than was mined."""
+        name = self.segments[number]["name"]
+        if name not in self._mined_paths:
+            raise ValueError(f"{self.out}: segment {name} was not mined: run mine again")
+        return self.out / self._mined_paths[name]
 
     @cached_property
     def _near_pairs(self) -> dict[tuple[str, int], str]:
