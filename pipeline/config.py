@@ -269,6 +269,18 @@ class EvaluateConfig:
 
 
 @dataclass
+class ReportConfig:
+    """The page on a run."""
+
+    samples: int = key(3, "pages shown of each language and bucket, and of each reason to be dropped; 0: none")
+    seed: int = key(1, "which pages these are")
+    against: str | None = key(None, "the out of another run, to be compared with this one")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.samples <= 100, f"report.samples={self.samples}: choose 0 to 100")
+
+
+@dataclass
 class ExecutorConfig:
     """Where units run."""
 
@@ -318,6 +330,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __post_init__(self) -> None:

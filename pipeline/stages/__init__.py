@@ -92,6 +92,6 @@ _SPECS = (
     ),
     Spec("evaluate", "validation perplexity before and after training", ("tokenizer", "tokenize", "train"), ("evaluate",)),
     Spec("export", "writes the model in Hugging Face format and compares it there", ("tokenizer", "train"), ()),
-    Spec("report", "one HTML page on the crawl, the corpus and the training", (), (), always=True),
+    Spec("report", "one HTML page on the crawl, the corpus and the training", (), (), choices=("report",), always=True),
 )
 SPECS = {spec.name: spec for spec in _SPECS}

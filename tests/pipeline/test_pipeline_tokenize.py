@@ -6,6 +6,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from report_page import read_page
 from road import digest, run, run_bad, run_good, run_killed
 
 from pipeline.outputs import read_json
@@ -108,13 +109,17 @@ def test_a_mixture_is_trained_as_planned_and_shown(prepared, copy):
     job = read_json(copy / "train/job.json")
     assert list(job["train_shards"]) == ["crawl", "books", "wiki"] == list(job["validation_shards"])
     run_good("report", copy, *more)
-    page = (copy / "report.html").read_text()
-    counts = result(copy, "tokenize")["sources"]["wiki"]
-    row = [counts[split][name] for split in ("train", "validation") for name in ("documents", "tokens")]
-    assert f"<td>wiki</td>{''.join(f'<td>{number:,}</td>' for number in row)}" in page
+    tables = read_page((copy / "report.html").read_text()).tables
+    shards = {(row[0], row[1]): row for row in tables["tokens"]}
+    for split in ("train", "validation"):
+        counts = result(copy, "tokenize")["sources"]["wiki"][split]
+        row = shards["wiki", split]
+        assert (row[2], row[5]) == (f"{counts['documents']:,}", f"{counts['tokens']:,}")
     [whole] = [row for row in result(copy, "tokenizer")["fertility"] if row["language"] == "all"]
-    assert f"<td>crawl</td><td>all</td><td>{whole['documents']:,}</td><td>{whole['chars_per_token']:.2f}</td>" in page
-    assert f"<td>wiki</td><td>20.00</td><td>{100 * wiki / samples:.2f}</td><td>{wiki}</td>" in page
+    row = next(row for row in tables["fertility"] if row[0] == f"{whole['source']} all")
+    assert (row[1], float(row[4])) == (f"{whole['documents']:,}", pytest.approx(whole["chars_per_token"], abs=0.001))
+    row = next(row for row in tables["mixture"] if row[0] == "wiki")
+    assert row[1:4] == ["20.0 %", f"{100 * wiki / samples:.1f} %", str(wiki)]
     assert "mixture.shares is" in run_bad("train", copy, *with_sources(prepared), "mixture.shares.wiki=0.3")
 
 

@@ -1,0 +1,128 @@
+"""Figures of a run that is made up record by record, and their charts."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ccnet.stats import total
+from pipeline.charts import _log_ticks, _ticks, chart
+from pipeline.figures import Chart, Column, Figure, Run, StageState, figures, shown
+from pipeline.outputs import write_json
+from pipeline.stages.report import render, visible
+
+
+def record(out, stage, round_name, unit, statistics, seconds=2.0):
+    """A record as a finished unit leaves it."""
+    stored = {"unit": unit, "fingerprint": "x", "inputs": {}, "outputs": {}, "statistics": statistics, "seconds": seconds}
+    write_json(out / "records" / stage / round_name / f"{unit}.json", stored)
+
+
+def hashed(pages):
+    return {"pages_read": pages, "bytes_read": 1000 * pages, "bad": {"truncated": 1}, "skipped": {}, "partition_keys": [1, 2]}
+
+
+def test_a_run_without_records_has_no_figures(tmp_path):
+    assert Run(tmp_path).read() == {} and figures(tmp_path, {}) == []
+
+
+def test_records_of_a_running_stage_are_added_as_they_come(tmp_path):
+    run = Run(tmp_path)
+    record(tmp_path, "hash", "hash", "a", hashed(3))
+    assert run.read()["hash"].result["statistics"]["pages_read"] == 3
+    record(tmp_path, "hash", "hash", "b", hashed(4))
+    state = run.read()["hash"]
+    assert (state.units, state.seconds, state.finished) == (2, 4.0, False)
+    assert state.result["statistics"] == {"pages_read": 7, "bytes_read": 7000, "bad": {"truncated": 2}, "skipped": {}}
+    (tmp_path / "records/hash/hash/a.json").unlink()  # its segment has changed
+    assert run.read()["hash"].result["statistics"]["pages_read"] == 4
+    sections = {section.name: section for section in figures(tmp_path, run.read())}
+    assert sections["input"].figures[0].rows == [["crawl", "bad records", "truncated", 1]]
+    assert [row[0] for row in sections["work"].figures[0].rows] == ["hash (running)"]
+    json.dumps([dataclasses.asdict(section) for section in sections.values()])
+
+
+def test_a_long_training_is_thinned_to_means(tmp_path):
+    (tmp_path / "train").mkdir()
+    row = {"lr": 0.1, "grad_norm": 1.0, "seconds": 1.0, "tokens_per_second": 10.0}
+    rows = [{"step": s, "tokens": s, "loss": float(s % 2), **row} for s in range(1, 100_001)]
+    rows[5]["loss"] = math.nan
+    (tmp_path / "train/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [overview, training] = figures(tmp_path, {})
+    loss = next(figure for figure in training.figures if figure.name == "loss")
+    assert len(loss.rows) == 300 and loss.rows[-1][0] == 100_000
+    assert all(value == pytest.approx(0.5, abs=0.01) for _, value in loss.rows)
+    assert ["last training loss", 0.0] in overview.figures[0].rows
+    assert len(render("x", [overview, training])) < 1_000_000
+
+
+def test_other_sources_are_shown_with_their_reasons(tmp_path):
+    counts = {"in": 10, "kept": 7, "dropped": {"bad_words": 3, "short": 0}}
+    statistics = {"c4": {"documents": counts, "chars": counts, "lines": counts, "bad": {"no_text": 2}}}
+    states = {"sources": StageState({"statistics": statistics}, {}, 1, 1.0, 0, True)}
+    found = {figure.name: figure for section in figures(tmp_path, states) for figure in section.figures}
+    assert [row[:4] for row in found["sources"].rows] == [
+        ["in", "c4", "", 10],
+        ["dropped", "c4", "bad_words", 3],
+        ["kept", "c4", "", 7],
+    ]
+    assert found["bad-input"].rows == [["c4", "bad records", "no_text", 2]]
+
+
+def test_values_as_text():
+    assert [shown(v, "count") for v in (None, 0, 1234567)] == ["", "0", "1,234,567"]
+    assert [shown(v, "value") for v in ("x", 12, 12.5, math.nan, 1234.56, 98765.4)] == [
+        "x",
+        "12",
+        "12.5",
+        "nan",
+        "1,234.6",
+        "98,765",
+    ]
+    assert (shown(0.123, "share"), shown(2048, "bytes"), shown(60, "seconds")) == ("12.3 %", "2.0 kB", "1 min 0 s")
+
+
+def test_domains_of_many_units_are_bounded_and_their_error_is_told(monkeypatch):
+    monkeypatch.setattr("ccnet.stats.MANY_DOMAINS", 8)
+    monkeypatch.setattr("ccnet.stats.TOP_DOMAINS", 2)
+    units = [{"domains": {"kept": {"largest": {f"d{n}": 1, "often": 5}, "others": 0}}} for n in range(50)]
+    kept = total(units)["domains"]["kept"]
+    assert kept["largest"]["often"] == 250 and len(kept["largest"]) == 2
+    assert kept["others"] >= 1
+
+
+@given(st.floats(-1e12, 1e12), st.floats(0, 1e12), st.booleans())
+def test_ticks_lie_evenly_around_the_values(low, width, inside):
+    ticks = _ticks(low, low + width, inside=inside)
+    assert len(ticks) <= 12 and ticks == sorted(ticks)
+    if not inside:
+        little = 1e-6 * (ticks[-1] - ticks[0])
+        assert ticks[0] <= low + little and ticks[-1] >= low + width - little
+
+
+@given(st.floats(1, 1e6), st.floats(1.001, 1e6))
+def test_ticks_of_a_logarithmic_axis_lie_inside(low, factor):
+    ticks = _log_ticks(low, low * factor)
+    assert len(ticks) <= 7 and all(low <= tick <= low * factor for tick in ticks)
+
+
+@pytest.mark.parametrize("kind", ["bars", "grouped", "histogram", "lines"])
+@pytest.mark.parametrize("rows", [[[0, 0, 0, 0]], [[1, 2, 5, None], [2, 4, 3, 8]], [[1, 1, 1, 1]] * 30])
+def test_charts_of_few_and_even_values(kind, rows):
+    rows = [[*row[:3], row[3] or 0] for row in rows] if kind == "histogram" else rows
+    columns = tuple(Column(name, "number") for name in ("<low>", "high", "<b>", "c"))
+    for logarithmic in (False, True):
+        spec = Chart(kind, 0, (2, 3), logarithmic=logarithmic, marks=(("<mark>", 1.5),) if kind == "histogram" else ())
+        drawn = chart(Figure("f", "<title>", columns, rows, "<note>", spec))
+        assert "<title>.&" not in drawn and "<b>c" not in drawn and "nan" not in drawn and "<mark>" not in drawn
+
+
+@given(st.text())
+def test_text_becomes_visible_text_and_nothing_else(text):
+    shown_text = str(visible(text))
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown_text)
+    assert not set("\u202a\u202b\u202d\u202e\u2066\u2067\u200f") & set(shown_text)
+    assert "<" not in shown_text.replace('<span class="hidden">', "").replace("</span>", "")
