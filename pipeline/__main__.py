@@ -8,12 +8,14 @@ import importlib
 import signal
 import sys
 from collections.abc import Iterable
-from types import FrameType
+from dataclasses import fields
+from types import FrameType, ModuleType
 
 from pipeline.commands import COMMANDS
 from pipeline.config import Config, describe, load, load_settings
 from pipeline.stage import Stage, StageError
 from pipeline.stages import SPECS
+from pipeline.terminal import printable
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +33,7 @@ def main(arguments: list[str]) -> int:
             module = importlib.import_module(f"pipeline.commands.{command}")
             settings = load_settings(module.Settings, overrides)
             if wants_help:
-                print(_page(command, COMMANDS[command], describe(settings)))
+                print(_command_help(command, module, settings))
             else:
                 module.run(settings)
             return 0
@@ -41,7 +43,7 @@ def main(arguments: list[str]) -> int:
             return 0
         run(command, config)
     except (ValueError, StageError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     return 0
 
@@ -85,6 +87,15 @@ def _help(command: str, config: Config) -> str:
         title, prefixes = spec.help, prefixes + spec.keys + spec.choices
         chosen = [k for k in describe(config) if any(k[0] == p or k[0].startswith(f"{p}.") for p in prefixes)]
     return _page(command, title, chosen)
+
+
+def _command_help(command: str, module: ModuleType, settings: object) -> str:
+    """The page of a command; its module may say more in `DETAILS`."""
+    worded = {f.name: f.metadata["help"] for f in fields(settings) if f.metadata.get("words")}  # type: ignore[arg-type]
+    keys = [key for key in describe(settings) if key[0] not in worded]
+    page = _page(f"{command}{''.join(f' {name.upper()} …' for name in worded)}", COMMANDS[command], keys)
+    lines = [f"  {name.upper()}\n      {text}" for name, text in worded.items()]
+    return "\n".join([page, *lines, *([f"\n{module.DETAILS}"] if hasattr(module, "DETAILS") else [])])
 
 
 def _page(command: str, title: str, keys: Iterable[tuple[str, object, str]]) -> str:
