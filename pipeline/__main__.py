@@ -10,15 +10,16 @@ import json
 import signal
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from pipeline.commands import COMMANDS
 from pipeline.config import Config, describe, load, load_settings
 from pipeline.stage import Stage, StageError
 from pipeline.stages import SPECS
+from pipeline.terminal import printable
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
             module = importlib.import_module(f"pipeline.commands.{command}")
             settings = load_settings(module.Settings, overrides)
             if wants_help:
-                print(_page(command, COMMANDS[command], describe(settings)))
+                print(_command_help(command, module, settings))
             else:
                 module.run(settings)
             return 0
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
             return 0
         run(command, config)
     except (ValueError, StageError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     return 0
 
@@ -112,6 +113,15 @@ def _help(command: str, config: Config) -> str:
         title, prefixes = spec.help, prefixes + spec.keys + spec.choices
         chosen = [k for k in describe(config) if any(k[0] == p or k[0].startswith(f"{p}.") for p in prefixes)]
     return _page(command, title, chosen)
+
+
+def _command_help(command: str, module: ModuleType, settings: object) -> str:
+    """The page of a command; its module may say more in `DETAILS`."""
+    worded = {f.name: f.metadata["help"] for f in fields(settings) if f.metadata.get("words")}  # type: ignore[arg-type]
+    keys = [key for key in describe(settings) if key[0] not in worded]
+    page = _page(f"{command}{''.join(f' {name.upper()} …' for name in worded)}", COMMANDS[command], keys)
+    lines = [f"  {name.upper()}\n      {text}" for name, text in worded.items()]
+    return "\n".join([page, *lines, *([f"\n{module.DETAILS}"] if hasattr(module, "DETAILS") else [])])
 
 
 def _page(command: str, title: str, keys: Iterable[tuple[str, object, str]]) -> str:

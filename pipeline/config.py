@@ -33,6 +33,11 @@ def key(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def words(help: str) -> Any:
+    """A key of a command that takes the arguments which are no settings, as a list of strings."""
+    return field(default_factory=list, metadata={"help": help, "words": True})
+
+
 def require(condition: bool, message: str) -> None:
     """Raises `ValueError(message)` unless `condition` holds."""
     if not condition:
@@ -361,21 +366,34 @@ def load(overrides: Sequence[str]) -> Config:
     return config
 
 
-def load_settings(kind: type[Any], overrides: Sequence[str]) -> Any:
-    """A dataclass of plain values from `key=value`; raises `ValueError` with one line for any mistake in them."""
+def load_settings(kind: type[Any], arguments: Sequence[str]) -> Any:
+    """A dataclass of plain values from `key=value`, `--key` for `key=true`, and words, which are those of the key that `words`
+    made, in their order. A word is whatever begins unlike a setting. Raises `ValueError` with one line for any mistake in them.
+    """
     settings = OmegaConf.structured(kind)
-    for override in overrides:
-        name, equals, value = override.partition("=")
+    worded = [f.name for f in dataclasses.fields(kind) if f.metadata.get("words")]
+    said: list[str] = []
+    for argument in arguments:
+        if flag := re.fullmatch(r"--(\w+)", argument):
+            name, equals, value = flag[1], "=", "true"
+        else:
+            name, equals, value = argument.partition("=")
+        if worded and not (equals and re.fullmatch(r"\w+", name)):
+            said.append(argument)
+            continue
         if not equals:
-            raise ValueError(f"{override}: a setting is key=value")
-        if name not in settings:
+            raise ValueError(f"{argument}: a setting is key=value")
+        if name not in settings or name in worded:
             near = difflib.get_close_matches(name, list(settings), n=1)
             raise ValueError(f"{name}: no such key; {f'did you mean {near[0]}?' if near else '--help lists the keys'}")
         try:
             settings[name] = value
         except OmegaConfBaseException as error:
             raise ValueError(_one_line(error)) from None
-    return OmegaConf.to_object(settings)
+    made = OmegaConf.to_object(settings)
+    for name in worded:
+        setattr(made, name, said)  # as they are: `${…}` in them is no reference to another key
+    return made
 
 
 def _resources(stage: str, needs: dict[str, Any]) -> Resources:
