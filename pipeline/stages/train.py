@@ -16,7 +16,8 @@ FOLDER = "train"
 
 
 def run(stage: Stage) -> None:
-    """One unit: the run. It goes on from its newest checkpoint; another job starts from the first weights."""
+    """One unit: the run. It goes on from its newest checkpoint, also with other processes, another ZeRO stage and the like
+    (`pipeline.training.settings.HOW`); with other keys it is another run, which starts from the first weights."""
     config = stage.config
     tokenizer = stage.upstream("tokenizer")["result"]
     tokens = stage.upstream("tokenize")
@@ -34,7 +35,7 @@ def run(stage: Stage) -> None:
         tokens["digest"],
     )
     told = stage.out / FOLDER / "job.json"
-    if told.exists() and Job.read(told) != job and not config.overwrite:
+    if told.exists() and Job.read(told).result() != job.result() and not config.overwrite:
         raise ValueError(f"train: {told.parent} was trained on other tokens; overwrite=true starts from the first weights")
     inputs = {"tokenizer": job.tokenizer, "tokens": job.tokens}
     [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)], at_once=0)  # the run saves when told to stop
@@ -59,7 +60,7 @@ def mixed(config: Config, tokens: dict[str, int]) -> dict[str, dict[str, Any]]:
 
     ValueError where the sources of the mixture end before the run does.
     """
-    train, samples = config.train, config.train.steps * config.train.batch
+    train, samples = config.train, config.train.samples(config.train.steps)
     mixture = plan(tokens, config.mixture.shares, config.mixture.epochs, train.sequence)
     if mixture.samples < samples:
         ends = ", ".join(f"{source} of {tokens[source]:,} tokens at sample {end:,}" for source, end in mixture.ends.items())
@@ -84,7 +85,7 @@ def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
     """Work of the unit. Checkpoints lie in `train/` from the start: they have to outlive a killed run."""
     folder = outputs.root / FOLDER
     told = folder / "job.json"
-    if folder.exists() and not (told.exists() and Job.read(told) == job):
+    if folder.exists() and not (told.exists() and Job.read(told).result() == job.result()):
         shutil.rmtree(folder)
     write_json(told, job.json())
     launch(told, job.train.processes, folder / "log.txt")
@@ -94,7 +95,7 @@ def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
     return {
         "parameters": job.model.parameter_count(),
         "steps": job.train.steps,
-        "tokens": job.train.steps * job.train.batch_tokens,
+        "tokens": job.train.tokens(job.train.steps),
         "first_loss": rows[0]["loss"],
         "last_loss": rows[-1]["loss"],
     }

@@ -7,6 +7,7 @@ there are no random states to restore.
 """
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from pipeline.training.evaluate import perplexity, validation_sums
 from pipeline.training.job import Job
 from pipeline.training.metrics import Metrics
 from pipeline.training.schedule import learning_rate
+from pipeline.training.settings import TrainConfig
 
 
 def train(job: Job, folder: Path, stop: threading.Event) -> int:
@@ -31,8 +33,6 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     """
     config = job.train
     rank, world = dist.get_rank(), dist.get_world_size()
-    accumulation = config.accumulation(world)
-    share = config.batch // world
     sources = {source: [folder.parent / prefix for prefix in prefixes] for source, prefixes in job.train_shards.items()}
     loader = Loader(sources, job.mixture.shares, job.mixture.epochs, config.sequence, config.seed, job.tokenizer)
     checks = [folder.parent / prefix for prefixes in job.validation_shards.values() for prefix in prefixes]
@@ -42,11 +42,11 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     model.init_weights(config.seed)
     engine = build_engine(model, config, job.zero, world)
     checkpoints = folder / "checkpoints"
-    newest = _from_rank_0(checkpoint.latest(checkpoints) if rank == 0 else None)
+    newest = _newest(checkpoints)
     start, sample = checkpoint.load(engine, newest, job.json()) if newest else (0, 0)
     metrics = Metrics(folder, start, config)
 
-    batches = loader.batches(sample + rank * share, share, config.batch)
+    batches = loader.batches(_slices(config, start, sample, rank, world))
     step = start
     for step in range(start + 1, config.steps + 1):
         metrics.start()
@@ -58,12 +58,14 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         count, stopping = told  # labels of the global batch; ranks that were told to stop
 
         loss = torch.zeros((), device=DEVICE)  # this rank's part of the mean over the global batch's labels
-        for micro in batch.split(config.micro_batch):
+        micros = batch.split(config.micro_batch)
+        for number, micro in enumerate(micros, 1):
+            engine.set_gradient_accumulation_boundary(number == len(micros))
             loss_sum, _ = engine(*micro)
-            engine.backward(loss_sum / count * (accumulation * world))  # DeepSpeed divides by both
-            engine.step()  # clips and steps with the last micro-batch
+            engine.backward(loss_sum / count * world, scale_wrt_gas=False)  # the ranks' gradients are averaged
             loss += loss_sum.detach() / count
-        sample += config.batch
+        engine.step()  # clips, then steps
+        sample += config.batch_at(step)
         metrics.add(step, rate, loss, engine.get_global_grad_norm())
 
         ends = step == config.steps or bool(stopping)  # waits for the start of this step, while its work is in the queue
@@ -85,13 +87,17 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     return step
 
 
-def _from_rank_0(path: Path | None) -> Path | None:
+def _slices(config: TrainConfig, start: int, sample: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
+    """The samples that a rank takes, (first, how many) for each step behind `start`, of which `sample` is the first."""
+    for step in range(start + 1, config.steps + 1):
+        batch = config.batch_at(step)
+        yield sample + rank * (batch // world), batch // world
+        sample += batch
+
+
+def _newest(checkpoints: Path) -> Path | None:
     """Rank 0's choice of a checkpoint, on every rank."""
-    text = str(path or "").encode()
-    size = torch.tensor(len(text), device=DEVICE)
-    dist.broadcast(size, 0)
-    data = torch.zeros(int(size), dtype=torch.uint8, device=DEVICE)
-    if dist.get_rank() == 0 and text:
-        data = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(DEVICE)
-    dist.broadcast(data, 0)
-    return Path(bytes(data.tolist()).decode()) if len(data) else None
+    newest = checkpoint.latest(checkpoints) if dist.get_rank() == 0 else None
+    step = torch.tensor(int(newest.name.removeprefix("step-")) if newest else 0, device=DEVICE)
+    dist.broadcast(step, 0)
+    return checkpoints / f"step-{int(step):08d}" if step else None
