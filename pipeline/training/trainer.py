@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from model.llama import Llama
 from pipeline.tokens.loader import Loader, Validation
 from pipeline.training import checkpoint
 from pipeline.training.batch import batch_of
-from pipeline.training.engine import DEVICE, build_engine, set_learning_rate
+from pipeline.training.engine import DEVICE, build_engine, build_model, set_learning_rate
 from pipeline.training.evaluate import perplexity, validation_sums
 from pipeline.training.job import Job
 from pipeline.training.metrics import Metrics
@@ -38,9 +37,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     checks = [folder.parent / prefix for prefixes in job.validation_shards.values() for prefix in prefixes]
     validation = Validation(checks, config.sequence, job.tokenizer)
     eos = loader.vocabulary.eos if config.document_mask else None
-    model = Llama(job.model, config.activations)
-    model.init_weights(config.seed)
-    engine = build_engine(model, config, job.zero, world)
+    engine = build_engine(build_model(job.model, config, job.zero, world), config, job.zero, world)
     checkpoints = folder / "checkpoints"
     newest = _newest(checkpoints)
     start, sample = checkpoint.load(engine, newest, job.json()) if newest else (0, 0)

@@ -47,14 +47,14 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_job(tokens: Path) -> Callable[..., Path]:
-    """`make_job(folder, zero=1, **train)` writes `folder/job.json` and returns its path."""
+    """`make_job(folder, zero=1, **train)` writes `folder/job.json` and returns its path; `zero` as in `zero=3_offload`."""
 
-    def write(folder: Path, zero: int = 1, **train: Any) -> Path:
+    def write(folder: Path, zero: int | str = 1, **train: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         job = {
             "model": MODEL,
             "train": TRAIN | train,
-            "zero": {"stage": zero},
+            "zero": {"stage": int(str(zero)[0]), "offload": zero == "3_offload"},
             "mixture": {"shares": {"crawl": 1.0}, "epochs": {}},
             "train_shards": {"crawl": [str(tokens / "train")]},
             "validation_shards": {"crawl": [str(tokens / "validation")]},

@@ -22,6 +22,7 @@ from pipeline.training.job import Job
 from pipeline.training.metrics import read_metrics
 
 EOS = 2
+STAGES = (0, 1, 2, 3, "3_offload")
 MakeJob = Callable[..., Path]
 RunJob = Callable[..., list[dict[str, Any]]]
 
@@ -75,9 +76,9 @@ def close(rows: list[dict[str, Any]], expected: list[float]) -> bool:
 
 
 @pytest.mark.parametrize("micro_batch", [2, 16])
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", STAGES)
 def test_one_rank_is_plain_pytorch(
-    stage: int, micro_batch: int, make_job: MakeJob, run_job: RunJob, tokens: Path, tmp_path: Path
+    stage: int | str, micro_batch: int, make_job: MakeJob, run_job: RunJob, tokens: Path, tmp_path: Path
 ) -> None:
     job = make_job(tmp_path, stage, micro_batch=micro_batch)
     rows = run_job(job)
@@ -148,7 +149,7 @@ def run_ranks(ranks: int, jobs: list[Path], folder: Path) -> None:
 @pytest.mark.slow
 def test_ranks_stages_and_accumulation(make_job: MakeJob, tokens: Path, tmp_path: Path) -> None:
     """2 ranks = 1 rank, ZeRO 0 = 1 = 2 = 3, accumulation 1 = 4; then from one checkpoint on, any to any."""
-    kinds = [(stage, micro) for stage in range(4) for micro in (2, 8)]
+    kinds = [(stage, micro) for stage in STAGES for micro in (2, 8)]
     jobs = {kind: make_job(tmp_path / f"first-{kind[0]}-{kind[1]}", kind[0], micro_batch=kind[1]) for kind in kinds}
     run_ranks(2, list(jobs.values()), tmp_path)
     expected, _ = plain_losses(Job.read(jobs[0, 2]), tokens)
@@ -157,8 +158,8 @@ def test_ranks_stages_and_accumulation(make_job: MakeJob, tokens: Path, tmp_path
 
     for ranks in (1, 2):
         others = []
-        for before in range(4):
-            for after in range(4):
+        for before in STAGES:
+            for after in STAGES:
                 folder = tmp_path / f"ranks-{ranks}-from-{before}-to-{after}"
                 others.append(make_job(folder, after))
                 source = jobs[before, 2].parent
@@ -183,7 +184,7 @@ def test_activations_under_zero(make_job: MakeJob, tokens: Path, tmp_path: Path)
     wide = {"dim": 320, "kv_heads": 2, "hidden": 330}
     assert 320 * 320 > 100_000  # what DeepSpeed's stage 3 leaves whole everywhere
     jobs = {}
-    for stage in range(4):
+    for stage in STAGES:
         for activations in ACTIVATIONS:
             path = make_job(tmp_path / f"{stage}-{activations}", stage, activations=activations, steps=5, lr=1e-3)
             job = json.loads(path.read_text())
