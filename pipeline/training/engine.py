@@ -3,6 +3,7 @@
 DeepSpeed's own configuration is derived here from `TrainConfig` and `ZeroConfig`; it is written nowhere else.
 """
 
+import ctypes
 import os
 from typing import Any
 
@@ -61,18 +62,20 @@ def build_model(config: LlamaConfig, train: TrainConfig, zero: ZeroConfig, world
     with torch.device("meta"):
         model = Llama(config, train.activations)
     dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
-    parts = {"embedding": model.embedding, "norm": model.norm, "output": model.output}
-    parts |= {f"layers.{i}": block for i, block in enumerate(model.layers)}
-    model.rotary.to_empty(device=DEVICE)
+    parts: dict[str, nn.Module] = {"": model}
+    if zero.stage == 3:
+        parts = {f"layers.{i}": block for i, block in enumerate(model.layers)}
+        parts |= {name: part for name, part in model.named_children() if name != "layers"}
     for prefix, part in parts.items():
+        part.to_empty(device=DEVICE).to(dtype)
         if prefix == "output" and config.tied:
             part.weight = model.embedding.weight
             continue
-        part.to_empty(device=DEVICE).to(dtype)
         for name, parameter in part.named_parameters(prefix):
             parameter.copy_(initial_weight(name, parameter.shape, config.layers, train.seed))
         if zero.stage == 3:
             deepspeed.zero.Init(part, config_dict_or_path=deepspeed_config(train, zero, world, config.parameter_count()))
+            ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed between the shares otherwise
     return model
 
 

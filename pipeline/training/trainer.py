@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.tokens.loader import Loader, Validation
 from pipeline.training import checkpoint
@@ -50,9 +51,10 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         rate = learning_rate(step, config)
         set_learning_rate(engine, rate)
         batch = batch_of(next(batches), eos, DEVICE)
-        told = torch.stack([(batch.labels >= 0).sum(), torch.tensor(int(stop.is_set()), device=DEVICE)])
+        told = torch.stack([(batch.labels >= 0).sum(), torch.full((), int(stop.is_set()), device=DEVICE)])
         dist.all_reduce(told)
-        count, stopping = told  # labels of the global batch; ranks that were told to stop
+        count = told[0]  # labels of the global batch
+        stopping = _OnTheWay(told[1])  # ranks that were told to stop
 
         loss = torch.zeros((), device=DEVICE)  # this rank's part of the mean over the global batch's labels
         micros = batch.split(config.micro_batch)
@@ -65,7 +67,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         sample += config.batch_at(step)
         metrics.add(step, rate, loss, engine.get_global_grad_norm())
 
-        ends = step == config.steps or bool(stopping)  # waits for the start of this step, while its work is in the queue
+        ends = step == config.steps or stopping.arrived() > 0  # waits for the start of this step, while its work is queued
         validates = step % config.validate_every == 0 or step == config.steps
         saves = step % config.checkpoint_every == 0 or ends
         if validates or saves or step % config.log_every == 0 or step == start + 1:
@@ -98,3 +100,18 @@ def _newest(checkpoints: Path) -> Path | None:
     step = torch.tensor(int(newest.name.removeprefix("step-")) if newest else 0, device=DEVICE)
     dist.broadcast(step, 0)
     return checkpoints / f"step-{int(step):08d}" if step else None
+
+
+class _OnTheWay:
+    """A number that is copied to the host while the device works on: waiting for it waits for nothing that is queued later."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._copy = number.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if number.is_cuda else None
+        if self._event:
+            self._event.record()
+
+    def arrived(self) -> int:
+        if self._event:
+            self._event.synchronize()
+        return int(self._copy)
