@@ -22,7 +22,7 @@ def run(stage: Stage) -> None:
     tokenizer = stage.upstream("tokenizer")["result"]
     tokens = stage.upstream("tokenize")
     sources = tokens["result"]["sources"]
-    check(config, tokenizer["pieces"])
+    config.check_training(tokenizer["pieces"])
     mixture = mixed(config, {source: splits["train"]["tokens"] for source, splits in sources.items()})
     job = Job(
         config.model,
@@ -40,18 +40,6 @@ def run(stage: Stage) -> None:
     inputs = {"tokenizer": job.tokenizer, "tokens": job.tokens}
     [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)], at_once=0)  # the run saves when told to stop
     stage.finish({**record.statistics, "mixture": mixture})
-
-
-def check(config: Config, pieces: int) -> None:
-    """Raises ValueError for a model, a tokenizer and a training that don't fit together."""
-    model, train = config.model, config.train
-    train.accumulation(train.processes)
-    if train.dtype == "bf16" and config.zero.stage == 0:
-        raise ValueError("zero=0: train.dtype=bf16 needs ZeRO's master weights; choose zero=1, 2 or 3")
-    if model.vocab_size < pieces:
-        raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {pieces} pieces")
-    if model.max_sequence < train.sequence:
-        raise ValueError(f"train.sequence={train.sequence}: the model takes at most model.max_sequence={model.max_sequence}")
 
 
 def mixed(config: Config, tokens: dict[str, int]) -> dict[str, dict[str, Any]]:
