@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from model.config import ACTIVATIONS
@@ -20,42 +21,61 @@ from pipeline.tokens.loader import Loader
 from pipeline.training import checkpoint
 from pipeline.training.job import Job
 from pipeline.training.metrics import read_metrics
+from pipeline.training.settings import TrainConfig
 
 EOS = 2
 STAGES = (0, 1, 2, 3, "3_offload")
+SMALLER_FIRST = {"batch_warmup": [[3, 128], [4, 256]], "schedule": "wsd", "decay_ratio": 0.3}
 MakeJob = Callable[..., Path]
 RunJob = Callable[..., list[dict[str, Any]]]
 
 
-def plain_losses(job: Job, tokens: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and last weights of a training with nothing but PyTorch: whole batches, whole logits, the formulas by hand."""
+def plain_losses(job: Job, tokens: Path, model: nn.Module | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and last weights of a training with nothing but PyTorch: whole batches, whole logits, the formulas by hand.
+
+    `model`: transformers', with its own loss, in place of ours.
+    """
     train = job.train
-    model = Llama(job.model)
-    model.init_weights(train.seed)
+    theirs = model is not None
+    if model is None:
+        model = Llama(job.model)
+        model.init_weights(train.seed)
     norms = [p for n, p in model.named_parameters() if n.endswith("norm.weight")]
     matrices = [p for n, p in model.named_parameters() if not n.endswith("norm.weight")]
     groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": norms, "weight_decay": 0.0}]
     adam = torch.optim.AdamW(groups, betas=(train.beta1, train.beta2), eps=train.adam_eps)
     loader = Loader({"crawl": [tokens / "train"]}, {"crawl": 1}, {}, train.sequence, train.seed)
-    batch = train.batch_tokens // train.sequence
-    losses = []
-    for step in range(train.steps):
-        rate = train.lr * min(1.0, (step + 1) / train.warmup_steps)
-        if step >= train.warmup_steps:
-            done = (step + 1 - train.warmup_steps) / (train.steps - train.warmup_steps)
-            rate = train.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
-        samples = torch.from_numpy(loader.batch(step * batch, batch))
-        documents = alone(samples) if train.document_mask else [samples]
-        pairs = [(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()) for tokens in documents]
-        loss = cross_entropy(torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+    sizes = [size for steps, size in train.batch_warmup for _ in range(steps)]
+    sizes += [train.batch_tokens] * (train.steps - len(sizes))
+    losses, sample = [], 0
+    for step, size in enumerate(sizes):
+        batch = size // train.sequence
+        samples = torch.from_numpy(loader.batch(sample, batch))
+        sample += batch
+        if theirs:
+            loss = model(input_ids=samples, labels=samples).loss
+        else:
+            documents = alone(samples) if train.document_mask else [samples]
+            pairs = [(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()) for tokens in documents]
+            loss = cross_entropy(torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
         for group in adam.param_groups:
-            group["lr"] = rate
+            group["lr"] = plain_rate(step + 1, train)
         adam.step()
         adam.zero_grad()
         losses.append(loss.item())
     return losses, model.state_dict()
+
+
+def plain_rate(step: int, train: TrainConfig) -> float:
+    if step <= train.warmup_steps:
+        return train.lr * step / train.warmup_steps
+    if train.schedule == "cosine":
+        done = (step - train.warmup_steps) / (train.steps - train.warmup_steps)
+        return train.lr * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+    left = (train.steps - step) / round(train.decay_ratio * train.steps)
+    return train.lr if left >= 1 else train.lr * (0.1 + 0.9 * (1 - math.sqrt(1 - left)))
 
 
 def alone(samples: torch.Tensor) -> list[torch.Tensor]:
