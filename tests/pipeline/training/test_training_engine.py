@@ -18,7 +18,9 @@ TRAIN = TrainConfig(sequence=32, batch_tokens=64, micro_batch=1, dtype="fp32", s
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("zero", [ZeroConfig(1), ZeroConfig(3), ZeroConfig(3, offload=True)], ids=lambda z: f"{z.stage}{z.offload}")
+@pytest.mark.parametrize(
+    "zero", [ZeroConfig(1), ZeroConfig(3), ZeroConfig(3, offload=True)], ids=lambda z: f"{z.stage}{z.offload}"
+)
 def test_first_weights(zero: ZeroConfig, tied: bool, one_rank: None) -> None:
     import deepspeed
 

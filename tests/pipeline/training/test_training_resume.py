@@ -1,21 +1,25 @@
-"""Stop and go on, with every ZeRO stage in this process: bit by bit the same, and from any stage to any other."""
+"""Stop and go on: bit by bit the same in the same place, and from any ZeRO stage and world size to any other."""
 
 import dataclasses
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.training import checkpoint
 from pipeline.training.job import Job
+from pipeline.training.metrics import read_metrics
 
 Rows = list[dict[str, Any]]
 MakeJob = Callable[..., Path]
 RunJob = Callable[..., Rows]
+RunRanks = Callable[[int, list[Path]], list[Rows]]
 BF16 = [pytest.param(stage, "bf16", marks=pytest.mark.slow) for stage in (1, 2, 3, "3_offload")]
 
 
@@ -42,6 +46,35 @@ def test_a_stopped_run_goes_on_bitwise(
     assert losses(rows) == losses(expected) and len(rows) == 12
     assert rows[-1]["validation_loss"] == expected[-1]["validation_loss"]
     assert digests(stopped)["step-00000012"] == digests(whole)["step-00000012"]
+
+
+@pytest.mark.parametrize("stops", [(2,), (3, 2), (5,), (7, 1)])
+def test_stops_while_the_batch_grows(stops: tuple[int, ...], make_job: MakeJob, run_job: RunJob, tmp_path: Path) -> None:
+    train = {"steps": 12, "batch_warmup": [[3, 128], [4, 256]], "schedule": "wsd", "decay_ratio": 0.3}
+    whole, stopped = make_job(tmp_path / "whole", **train), make_job(tmp_path / "stopped", **train)
+    expected = run_job(whole)
+    for steps in stops:
+        run_job(stopped, stop_after=steps)
+    manifest = json.loads((checkpoint.latest(stopped.parent / "checkpoints") / "checkpoint.json").read_text())
+    assert manifest["sample"] == sum([4, 4, 4, 8, 8, 8, 8, 16][: sum(stops)])
+    rows = run_job(stopped)
+    assert losses(rows) == losses(expected) and len(rows) == 12
+    for name in ("tokens", "lr", "grad_norm"):
+        assert [row[name] for row in rows] == [row[name] for row in expected], name
+    assert digests(stopped)["step-00000012"] == digests(whole)["step-00000012"]
+
+
+def test_there_is_no_randomness_but_the_seeds(make_job: MakeJob, run_job: RunJob, tmp_path: Path) -> None:
+    """A run neither draws from the random states of the process nor depends on them, so none has to be stored."""
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+        before = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+        job = make_job(tmp_path / f"{seed}", steps=6)
+        run_job(job)
+        assert before == (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate())
+        runs.append(digests(job))
+    assert runs[0] == runs[1]
 
 
 def test_another_stage_at_every_stop(make_job: MakeJob, run_job: RunJob, tmp_path: Path) -> None:
@@ -106,3 +139,38 @@ def test_a_broken_newest_costs_its_steps(
     assert losses(run_job(job)) == expected
     assert "warning: " in capfd.readouterr().err
     assert digests(job)["step-00000010"] == digests(whole)["step-00000010"]
+
+
+# World sizes: real processes
+
+
+@pytest.mark.slow
+def test_another_world_and_another_stage(
+    two_ranks: dict[tuple[int | str, str], Path], make_job: MakeJob, run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    """1, 2 and 4 ranks go on with each other's checkpoints, of any stage in any stage, as if nobody had stopped."""
+    stages = [stage for stage, name in two_ranks if name == "micro 2"]
+    expected = losses(read_metrics(two_ranks[0, "micro 2"].parent))
+
+    def going_on(source: Path, step: int, name: str, stage: int | str) -> Path:
+        job = make_job(tmp_path / name, stage)
+        saved = f"step-{step:08d}"
+        shutil.copytree(source.parent / "checkpoints" / saved, job.parent / "checkpoints" / saved)
+        shutil.copy(source.parent / "metrics.jsonl", job.parent)
+        return job
+
+    def run(ranks: int, jobs: list[Path]) -> None:
+        for job, rows in zip(jobs, run_ranks(ranks, jobs), strict=True):
+            assert len(rows) == 20 and losses(rows) == pytest.approx(expected, abs=1e-6), job
+
+    next_one = dict(zip(stages, stages[1:] + stages[:1], strict=True))
+    first = {stage: two_ranks[stage, "micro 2"] for stage in stages}
+    one = {(a, b): going_on(first[a], 8, f"2-to-1-{a}-{b}", b) for a in stages for b in stages}
+    run(1, list(one.values()))
+    four = {a: going_on(first[a], 8, f"2-to-4-{a}", b) for a, b in next_one.items()}
+    four |= {f"from 1, {a}": going_on(one[a, a], 16, f"1-to-4-{a}", b) for a, b in next_one.items()}
+    run(4, list(four.values()))
+    two = [going_on(one[a, a], 16, f"1-to-2-{a}", b) for a, b in next_one.items()]
+    two += [going_on(four[a], 16, f"4-to-2-{a}", b) for a, b in next_one.items()]
+    run(2, two)
+    run(1, [going_on(four[a], 16, f"4-to-1-{a}", b) for a, b in next_one.items()])
