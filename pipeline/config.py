@@ -346,6 +346,24 @@ class Config:
         )
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction={self.max_bad_fraction}: choose a share from 0 to 1")
         require(0 < self.max_removed <= 1, f"max_removed={self.max_removed}: choose a share in (0, 1]")
+        if "train" in self.stages:  # before days of other stages
+            self.check_training(0 if self.tokenizer.model else self.tokenizer.vocab_size)
+
+    def check_training(self, pieces: int) -> None:
+        """Raises `ValueError` for a model, a tokenizer of so many pieces and a training that don't fit together."""
+        model, train = self.model, self.train
+        train.accumulation(train.processes)
+        require(
+            train.dtype == "fp32" or self.zero.stage > 0,
+            "zero=0: train.dtype=bf16 needs ZeRO's master weights; choose zero=1, 2 or 3",
+        )
+        require(
+            model.vocab_size >= pieces, f"model.vocab_size={model.vocab_size}: too small for the tokenizer's {pieces} pieces"
+        )
+        require(
+            model.max_sequence >= train.sequence,
+            f"train.sequence={train.sequence}: the model takes at most model.max_sequence={model.max_sequence}",
+        )
 
 
 def load(overrides: Sequence[str]) -> Config:

@@ -51,10 +51,11 @@ class Spec:
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
     name input files, `runs` those that name the `out` of earlier runs, each with the stage whose manifest is read there,
     `alone` those with which, where they are given, it reads no other stage. `choices` are keys that choose its units: with
-    another choice, the units that stay are kept. `optional` names stages of `reads`, each with the key without which it is
-    not read. `always`: its plan depends on more than those, so it is made anew every time. `folder`: where it keeps work
-    that outlives a killed unit. `writes`: the stage whose outputs it makes in another way. `here`: its units are worked on in
-    the stage's own process, which then gets the signals.
+    another choice, the units that stay are kept. `how` are those below `keys` that only say how the result is computed: with
+    another value, what is there is kept, and gone on with. `optional` names stages of `reads`, each with the key without which
+    (null or empty) it is not read. `always`: its plan depends on more than those, so it is made anew every time. `folder`:
+    where it keeps work that outlives a killed unit. `writes`: the stage whose outputs it makes in another way. `here`: its
+    units are worked on in the stage's own process, which then gets the signals.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Spec:
     alone: tuple[str, ...] = ()
     optional: tuple[tuple[str, str], ...] = ()
     choices: tuple[str, ...] = ()
+    how: tuple[str, ...] = ()
     always: bool = False
     folder: str | None = None
     writes: str | None = None
@@ -165,7 +167,7 @@ class Stage:
         self._manifest = self.out / "records" / f"{self._name}.json"
         self._lock = self.out / "records" / f"{self._name}.lock"
         flat = flatten(config)
-        wanted = [name for name in flat if any(name == k or name.startswith(f"{k}.") for k in spec.keys)]
+        wanted = [name for name in flat if _below(spec.keys, name) and not _below(spec.how, name)]
         self._config = {name: flat[name] for name in wanted}
         left_out = {name for name, k in spec.optional if not flat[k]}
         alone = any(flat[k] for k in spec.alone)
@@ -467,6 +469,10 @@ def _prints(files: str | list[str]) -> list[Any]:
 
 def _record(stored: Mapping[str, Any]) -> Record:
     return Record(stored["unit"], stored["outputs"], stored["statistics"], stored["seconds"])
+
+
+def _below(keys: Sequence[str], name: str) -> bool:
+    return any(name == k or name.startswith(f"{k}.") for k in keys)
 
 
 def _all_there(root: Path, outputs: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -1,6 +1,7 @@
 """The stages in the order of the data, each a thin file: plan the units, map them, say what came out."""
 
 from pipeline.stage import Spec
+from pipeline.training.settings import HOW
 
 _SPECS = (
     Spec(
@@ -87,6 +88,7 @@ _SPECS = (
         "pretrains the model with DeepSpeed",
         ("tokenizer", "tokenize"),
         ("model", "train", "zero", "mixture"),
+        how=HOW,
         folder="train",
         here=True,
     ),

@@ -19,12 +19,13 @@ FOLDER = "train"
 
 
 def run(stage: Stage) -> None:
-    """One unit: the run. It goes on from its newest checkpoint; another job starts from the first weights."""
+    """One unit: the run. It goes on from its newest checkpoint, also with other processes, another ZeRO stage and the like
+    (`pipeline.training.settings.HOW`); with other keys it is another run, which starts from the first weights."""
     config = stage.config
     tokenizer = stage.upstream("tokenizer")["result"]
     tokens = stage.upstream("tokenize")
     sources = tokens["result"]["sources"]
-    check(config, tokenizer["pieces"])
+    config.check_training(tokenizer["pieces"])
     mixture = mixed(config, {source: splits["train"]["tokens"] for source, splits in sources.items()})
     job = Job(
         config.model,
@@ -37,23 +38,11 @@ def run(stage: Stage) -> None:
         tokens["digest"],
     )
     told = stage.out / FOLDER / "job.json"
-    if told.exists() and Job.read(told) != job and not config.overwrite:
+    if told.exists() and Job.read(told).result() != job.result() and not config.overwrite:
         raise ValueError(f"train: {told.parent} was trained on other tokens; overwrite=true starts from the first weights")
     inputs = {"tokenizer": job.tokenizer, "tokens": job.tokens}
     [record] = stage.map("train", train_unit, [Unit("run", {"job": job}, inputs)])
     stage.finish({**record.statistics, "mixture": mixture})
-
-
-def check(config: Config, pieces: int) -> None:
-    """Raises ValueError for a model, a tokenizer and a training that don't fit together."""
-    model, train = config.model, config.train
-    train.accumulation(train.processes)
-    if train.dtype == "bf16" and config.zero.stage == 0:
-        raise ValueError("zero=0: train.dtype=bf16 needs ZeRO's master weights; choose zero=1, 2 or 3")
-    if model.vocab_size < pieces:
-        raise ValueError(f"model.vocab_size={model.vocab_size}: the tokenizer has {pieces} pieces")
-    if model.max_sequence < train.sequence:
-        raise ValueError(f"train.sequence={train.sequence}: the model takes at most model.max_sequence={model.max_sequence}")
 
 
 def mixed(config: Config, tokens: dict[str, int]) -> dict[str, dict[str, Any]]:
@@ -62,7 +51,7 @@ def mixed(config: Config, tokens: dict[str, int]) -> dict[str, dict[str, Any]]:
 
     ValueError where the sources of the mixture end before the run does.
     """
-    train, samples = config.train, config.train.steps * config.train.batch
+    train, samples = config.train, config.train.samples(config.train.steps)
     mixture = plan(tokens, config.mixture.shares, config.mixture.epochs, train.sequence)
     if mixture.samples < samples:
         ends = ", ".join(f"{source} of {tokens[source]:,} tokens at sample {end:,}" for source, end in mixture.ends.items())
@@ -87,7 +76,7 @@ def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
     """Work of the unit. Checkpoints lie in `train/` from the start: they have to outlive a killed run."""
     folder = outputs.root / FOLDER
     told = folder / "job.json"
-    if folder.exists() and not (told.exists() and Job.read(told) == job):
+    if folder.exists() and not (told.exists() and Job.read(told).result() == job.result()):
         shutil.rmtree(folder)
     write_json(told, job.json())
     launch(told, job.train.processes, folder / "log.txt", usable_nodes(job.train, allocated_nodes()))
@@ -97,7 +86,7 @@ def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
     return {
         "parameters": job.model.parameter_count(),
         "steps": job.train.steps,
-        "tokens": job.train.steps * job.train.batch_tokens,
+        "tokens": job.train.tokens(job.train.steps),
         "first_loss": rows[0]["loss"],
         "last_loss": rows[-1]["loss"],
     }

@@ -12,7 +12,8 @@ can be had at once, whatever came before. Ranks and world size do not occur here
 """
 
 import hashlib
-from collections.abc import Generator, Mapping, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,16 +69,14 @@ class Loader:
             stream.read(_starts(nth[places], stream.total, self.sequence, seed), rows, places)
         return rows
 
-    def batches(self, first: int, count: int, stride: int) -> Generator[np.ndarray]:
-        """`batch(first, count)`, then the same from first + stride on, and so on without end; the next one is prepared in a
-        thread meanwhile. Closing the iterator (`contextlib.closing`) ends the thread."""
+    def batches(self, slices: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
+        """`batch(first, count)` of each of the slices; the next one is prepared in a thread meanwhile. Closing the iterator
+        (`contextlib.closing`) ends the thread."""
         with ThreadPoolExecutor(1, "loader") as thread:
-            coming = thread.submit(self.batch, first, count)
-            while True:
-                rows = coming.result()
-                first += stride
-                coming = thread.submit(self.batch, first, count)
-                yield rows
+            prepared = (thread.submit(self.batch, first, count) for first, count in slices)
+            for rows, _ in itertools.pairwise(itertools.chain(prepared, [None])):
+                assert rows is not None
+                yield rows.result()
 
 
 class Validation:

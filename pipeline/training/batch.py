@@ -33,6 +33,7 @@ def batch_of(rows: np.ndarray, eos: int | None, device: str) -> Batch:
         documents, labels = document_boundaries(rows, eos)
 
     def placed(part: np.ndarray) -> Tensor:
-        return torch.from_numpy(part).to(device, non_blocking=True)
+        tensor = torch.from_numpy(part)
+        return tensor if device == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
     return Batch(placed(rows[:, :-1]), placed(labels), None if documents is None else placed(documents))

@@ -5,13 +5,14 @@ be moved.
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from model.config import LlamaConfig
 from pipeline.outputs import read_json
-from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
+from pipeline.training.settings import HOW, MixtureConfig, TrainConfig, ZeroConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class Job:
     def json(self) -> dict[str, Any]:
         """The job as a JSON value."""
         return dataclasses.asdict(self)
+
+    def result(self) -> dict[str, Any]:
+        """What the result is a function of: `json` without how it is computed (`pipeline.training.settings.HOW`)."""
+        value = self.json()
+        for name in HOW:
+            *group, last = name.split(".")
+            del functools.reduce(dict.__getitem__, group, value)[last]
+        return value
 
     @classmethod
     def read(cls, path: Path) -> "Job":

@@ -68,15 +68,16 @@ class Metrics:
         values = losses.tolist()  # waits for the device
         assert self._since is not None
         seconds = (time.monotonic() - self._since) / len(self._added)
+        tokens = self._config.tokens(self._added[-1][0]) - self._config.tokens(self._added[0][0] - 1)
         rows: list[dict[str, Any]] = [
             {
                 "step": step,
-                "tokens": step * self._config.batch_tokens,
+                "tokens": self._config.tokens(step),
                 "loss": loss,
                 "lr": lr,
                 "grad_norm": norm,
                 "seconds": round(seconds, 6),
-                "tokens_per_second": round(self._config.batch_tokens / seconds, 1),
+                "tokens_per_second": round(tokens / len(self._added) / seconds, 1),
             }
             for (step, lr, _, _), loss, norm in zip(self._added, values, norms, strict=True)
         ]

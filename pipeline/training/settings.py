@@ -3,13 +3,23 @@
 Defaults are LLaMA-7B's (arXiv 2302.13971, table 2 and section 2.3).
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 from model.config import ACTIVATIONS
 
+SCHEDULES = ("cosine", "wsd")  # see `pipeline.training.schedule`
+# How a run is computed: with other values it gives the same, up to rounding, so it may go on with them.
+HOW = (
+    *("zero", "train.processes", "train.micro_batch", "train.activations"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.validate_every", "train.log_every"),
+)
+
 
 def _key(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -19,10 +29,15 @@ class TrainConfig:
 
     sequence: int = _key(2048, "tokens a sample")
     batch_tokens: int = _key(4_194_304, "tokens a step, over all processes: sequence x micro_batch x accumulation x processes")
+    batch_warmup: list[list[int]] = _key(
+        [], "[[steps, tokens a step], …]: smaller batches that come first, as [[2000,1048576]]"
+    )
     micro_batch: int = _key(1, "samples that a process holds at a time")
     steps: int = _key(238_418, "optimizer steps")
     lr: float = _key(3e-4, "peak of the learning rate")
-    min_lr_ratio: float = _key(0.1, "the cosine ends at this share of the peak")
+    schedule: str = _key("cosine", "after the warm-up: cosine, or wsd, which stays at the peak and falls at the end")
+    decay_ratio: float = _key(0.1, "share of the steps in which wsd falls")
+    min_lr_ratio: float = _key(0.1, "the learning rate ends at this share of its peak")
     warmup_steps: int = _key(2000, "steps of linear warm-up")
     weight_decay: float = _key(0.1, "of matrices; norms have none")
     beta1: float = _key(0.9, "AdamW's decay of the first moment")
@@ -56,25 +71,66 @@ class TrainConfig:
             raise ValueError(f"train.weight_decay={self.weight_decay}: choose 0 or a positive number")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"train.warmup_steps={self.warmup_steps}: choose 0 to train.steps={self.steps}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"train.schedule={self.schedule}: choose {' or '.join(SCHEDULES)}")
+        if not 0 < self.decay_ratio <= 1:
+            raise ValueError(f"train.decay_ratio={self.decay_ratio}: choose a share above 0, up to 1")
+        if self.schedule == "wsd" and self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"train.decay_ratio={self.decay_ratio}: {self.decay_steps} steps of decay and {self.warmup_steps} of warm-up"
+                f" are more than train.steps={self.steps}"
+            )
+        self._check_batch_warmup()
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"train.dtype={self.dtype}: choose bf16 or fp32")
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"train.activations={self.activations}: choose {', '.join(ACTIVATIONS)}")
 
+    def _check_batch_warmup(self) -> None:
+        named = f"train.batch_warmup={self.batch_warmup}"
+        if any(len(entry) != 2 or min(entry) < 1 for entry in self.batch_warmup):
+            raise ValueError(f"{named}: choose pairs [steps, tokens a step] of positive numbers")
+        if any(later <= earlier for earlier, later in itertools.pairwise(self._sizes())):
+            raise ValueError(f"{named}: the batches must grow, up to train.batch_tokens={self.batch_tokens}")
+        if (warm := sum(steps for steps, _ in self.batch_warmup)) > self.steps:
+            raise ValueError(f"{named}: has {warm} steps, more than train.steps={self.steps}")
+
+    def _sizes(self) -> list[int]:
+        return [*(tokens for _, tokens in self.batch_warmup), self.batch_tokens]
+
     def accumulation(self, world: int) -> int:
-        """Micro-batches a process takes for one step. Raises ValueError where batch_tokens is no whole number of them."""
+        """Micro-batches a process takes for a step of `batch_tokens`. Raises ValueError where that, or a batch of the warm-up,
+        is no whole number of them."""
         held = self.sequence * self.micro_batch * world
-        if self.batch_tokens % held:
-            raise ValueError(
-                f"train.batch_tokens={self.batch_tokens} is no multiple of sequence {self.sequence} x micro_batch"
-                f" {self.micro_batch} x {world} processes = {held}"
-            )
+        for tokens in reversed(self._sizes()):
+            if tokens % held:
+                named = "batch_tokens" if tokens == self.batch_tokens else "batch_warmup"
+                raise ValueError(
+                    f"train.{named}={tokens} is no multiple of sequence {self.sequence} x micro_batch {self.micro_batch} x"
+                    f" {world} processes = {held}"
+                )
         return self.batch_tokens // held
 
+    def batch_at(self, step: int) -> int:
+        """Samples of step 1, 2, …, over all processes."""
+        return self.samples(step) - self.samples(step - 1)
+
+    def samples(self, steps: int) -> int:
+        """Samples of the first `steps` steps: the index of the next one."""
+        samples, left = 0, steps
+        for length, tokens in self.batch_warmup:
+            taken = min(left, length)
+            samples, left = samples + taken * (tokens // self.sequence), left - taken
+        return samples + left * (self.batch_tokens // self.sequence)
+
+    def tokens(self, steps: int) -> int:
+        """Tokens of the first `steps` steps."""
+        return self.samples(steps) * self.sequence
+
     @property
-    def batch(self) -> int:
-        """Samples a step, over all processes."""
-        return self.batch_tokens // self.sequence
+    def decay_steps(self) -> int:
+        """The last steps of wsd, in which the learning rate falls."""
+        return max(1, round(self.decay_ratio * self.steps))
 
 
 @dataclass
@@ -103,10 +159,13 @@ class MixtureConfig:
 
 @dataclass
 class ZeroConfig:
-    """DeepSpeed's ZeRO (arXiv 1910.02054)."""
+    """DeepSpeed's ZeRO (arXiv 1910.02054), and its offload (arXiv 2101.06840)."""
 
     stage: int = _key(1, "what is partitioned: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too")
+    offload: bool = _key(False, "with stage 3: weights and optimizer states lie in the CPU's memory, AdamW runs there")
 
     def __post_init__(self) -> None:
         if self.stage not in (0, 1, 2, 3):
             raise ValueError(f"zero.stage={self.stage}: choose 0, 1, 2 or 3")
+        if self.offload and self.stage != 3:
+            raise ValueError(f"zero.offload=true: needs zero.stage=3, not {self.stage} (zero=3_offload)")

@@ -7,20 +7,22 @@ there are no random states to restore.
 """
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from model.llama import Llama
 from pipeline.tokens.loader import Loader, Validation
 from pipeline.training import checkpoint
 from pipeline.training.batch import batch_of
-from pipeline.training.engine import DEVICE, build_engine, set_learning_rate
+from pipeline.training.engine import DEVICE, build_engine, build_model, set_learning_rate
 from pipeline.training.evaluate import perplexity, validation_sums
 from pipeline.training.job import Job
 from pipeline.training.metrics import Metrics
 from pipeline.training.schedule import learning_rate
+from pipeline.training.settings import TrainConfig
 
 
 def train(job: Job, folder: Path, stop: threading.Event) -> int:
@@ -31,42 +33,41 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     """
     config = job.train
     rank, world = dist.get_rank(), dist.get_world_size()
-    accumulation = config.accumulation(world)
-    share = config.batch // world
     sources = {source: [folder.parent / prefix for prefix in prefixes] for source, prefixes in job.train_shards.items()}
     loader = Loader(sources, job.mixture.shares, job.mixture.epochs, config.sequence, config.seed, job.tokenizer)
     checks = [folder.parent / prefix for prefixes in job.validation_shards.values() for prefix in prefixes]
     validation = Validation(checks, config.sequence, job.tokenizer)
     eos = loader.vocabulary.eos if config.document_mask else None
-    model = Llama(job.model, config.activations)
-    model.init_weights(config.seed)
-    engine = build_engine(model, config, job.zero, world)
+    engine = build_engine(build_model(job.model, config, job.zero, world), config, job.zero, world)
     checkpoints = folder / "checkpoints"
-    newest = _from_rank_0(checkpoint.latest(checkpoints) if rank == 0 else None)
+    newest = _newest(checkpoints)
     start, sample = checkpoint.load(engine, newest, job.json()) if newest else (0, 0)
     metrics = Metrics(folder, start, config)
 
-    batches = loader.batches(sample + rank * share, share, config.batch)
+    batches = loader.batches(_slices(config, start, sample, rank, world))
     step = start
     for step in range(start + 1, config.steps + 1):
         metrics.start()
         rate = learning_rate(step, config)
         set_learning_rate(engine, rate)
         batch = batch_of(next(batches), eos, DEVICE)
-        told = torch.stack([(batch.labels >= 0).sum(), torch.tensor(int(stop.is_set()), device=DEVICE)])
+        told = torch.stack([(batch.labels >= 0).sum(), torch.full((), int(stop.is_set()), device=DEVICE)])
         dist.all_reduce(told)
-        count, stopping = told  # labels of the global batch; ranks that were told to stop
+        count = told[0]  # labels of the global batch
+        stopping = _OnTheWay(told[1])  # ranks that were told to stop
 
         loss = torch.zeros((), device=DEVICE)  # this rank's part of the mean over the global batch's labels
-        for micro in batch.split(config.micro_batch):
+        micros = batch.split(config.micro_batch)
+        for number, micro in enumerate(micros, 1):
+            engine.set_gradient_accumulation_boundary(number == len(micros))
             loss_sum, _ = engine(*micro)
-            engine.backward(loss_sum / count * (accumulation * world))  # DeepSpeed divides by both
-            engine.step()  # clips and steps with the last micro-batch
+            engine.backward(loss_sum / count * world, scale_wrt_gas=False)  # the ranks' gradients are averaged
             loss += loss_sum.detach() / count
-        sample += config.batch
+        engine.step()  # clips, then steps
+        sample += config.batch_at(step)
         metrics.add(step, rate, loss, engine.get_global_grad_norm())
 
-        ends = step == config.steps or bool(stopping)  # waits for the start of this step, while its work is in the queue
+        ends = step == config.steps or stopping.arrived() > 0  # waits for the start of this step, while its work is queued
         validates = step % config.validate_every == 0 or step == config.steps
         saves = step % config.checkpoint_every == 0 or ends
         if validates or saves or step % config.log_every == 0 or step == start + 1:
@@ -85,13 +86,32 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     return step
 
 
-def _from_rank_0(path: Path | None) -> Path | None:
+def _slices(config: TrainConfig, start: int, sample: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
+    """The samples that a rank takes, (first, how many) for each step behind `start`, of which `sample` is the first."""
+    for step in range(start + 1, config.steps + 1):
+        batch = config.batch_at(step)
+        yield sample + rank * (batch // world), batch // world
+        sample += batch
+
+
+def _newest(checkpoints: Path) -> Path | None:
     """Rank 0's choice of a checkpoint, on every rank."""
-    text = str(path or "").encode()
-    size = torch.tensor(len(text), device=DEVICE)
-    dist.broadcast(size, 0)
-    data = torch.zeros(int(size), dtype=torch.uint8, device=DEVICE)
-    if dist.get_rank() == 0 and text:
-        data = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(DEVICE)
-    dist.broadcast(data, 0)
-    return Path(bytes(data.tolist()).decode()) if len(data) else None
+    newest = checkpoint.latest(checkpoints) if dist.get_rank() == 0 else None
+    step = torch.tensor(int(newest.name.removeprefix("step-")) if newest else 0, device=DEVICE)
+    dist.broadcast(step, 0)
+    return checkpoints / f"step-{int(step):08d}" if step else None
+
+
+class _OnTheWay:
+    """A number that is copied to the host while the device works on: waiting for it waits for nothing that is queued later."""
+
+    def __init__(self, number: Tensor) -> None:
+        self._copy = number.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if number.is_cuda else None
+        if self._event:
+            self._event.record()
+
+    def arrived(self) -> int:
+        if self._event:
+            self._event.synchronize()
+        return int(self._copy)

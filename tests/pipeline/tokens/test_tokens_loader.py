@@ -384,16 +384,21 @@ def loader_threads() -> list[threading.Thread]:
 
 def test_batches_are_those_of_a_rank_and_their_thread_ends(write: Write) -> None:
     loader = mixed(write)
-    with contextlib.closing(loader.batches(7, 3, 12)) as batches:
+    with contextlib.closing(loader.batches((first, 3) for first in itertools.count(7, 12))) as batches:
         for first in range(7, 127, 12):
             np.testing.assert_array_equal(next(batches), loader.batch(first, 3))
         assert len(loader_threads()) == 1
+    assert not loader_threads()
+    slices = [(0, 2), (2, 5), (7, 1)]
+    for length in range(4):
+        rows = list(loader.batches(slices[:length]))
+        assert [part.tolist() for part in rows] == [loader.batch(*part).tolist() for part in slices[:length]]
     assert not loader_threads()
 
 
 def test_an_error_reaches_the_reader_and_the_thread_ends(write: Write) -> None:
     loader = Loader({"crawl": counting(write, [100])}, {"crawl": 1}, {"crawl": 1}, 10, 0)
-    batches = loader.batches(0, 4, 4)
+    batches = loader.batches((first, 4) for first in itertools.count(0, 4))
     assert [len(next(batches)) for _ in range(2)] == [4, 4]
     with pytest.raises(ValueError, match=r"ends after 10 samples .crawl at sample 10.*mixture.epochs"):
         next(batches)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pipeline.tokens.shards import ShardFiles, Vocabulary, write_shard
 VOCABULARY = 100
 TOKENIZER = "a" * 64
 MODEL = {"dim": 32, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 64, "vocab_size": VOCABULARY, "max_sequence": 32}
-TRAIN = {
+TRAIN: dict[str, Any] = {
     "sequence": 32,
     "batch_tokens": 512,
     "micro_batch": 2,
@@ -30,6 +31,43 @@ TRAIN = {
     "validate_every": 10,
     "log_every": 3,
 }
+
+
+MANY = """
+import sys, threading
+from pathlib import Path
+import torch.distributed as dist
+from pipeline.training.engine import join_ranks
+from pipeline.training.job import Job
+from pipeline.training.trainer import train
+
+join_ranks()
+for path in map(Path, sys.argv[1:]):
+    train(Job.read(path), path.parent, threading.Event())
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, list[Path]], list[list[dict[str, Any]]]]:
+    """`run_ranks(n, jobs)` trains many jobs one after another in n processes, and returns the rows of each one's metrics."""
+    from pipeline.training.metrics import read_metrics
+
+    root = Path(__file__).resolve().parents[3]
+    script = tmp_path_factory.mktemp("ranks") / "many.py"
+    script.write_text(MANY)
+
+    def run(ranks: int, jobs: list[Path]) -> list[list[dict[str, Any]]]:
+        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "LOCAL_SIZE": str(ranks)}
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        if not Path("/dev/nvidiactl").exists():
+            environment["DS_ACCELERATOR"] = "cpu"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", script, *jobs]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return [read_metrics(job.parent) for job in jobs]
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +85,14 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_job(tokens: Path) -> Callable[..., Path]:
-    """`make_job(folder, zero=1, **train)` writes `folder/job.json` and returns its path."""
+    """`make_job(folder, zero=1, **train)` writes `folder/job.json` and returns its path; `zero` as in `zero=3_offload`."""
 
-    def write(folder: Path, zero: int = 1, **train: Any) -> Path:
+    def write(folder: Path, zero: int | str = 1, **train: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         job = {
             "model": MODEL,
             "train": TRAIN | train,
-            "zero": {"stage": zero},
+            "zero": {"stage": int(str(zero)[0]), "offload": zero == "3_offload"},
             "mixture": {"shares": {"crawl": 1.0}, "epochs": {}},
             "train_shards": {"crawl": [str(tokens / "train")]},
             "validation_shards": {"crawl": [str(tokens / "validation")]},
@@ -87,6 +125,26 @@ def one_rank() -> Iterator[None]:
         join_ranks()
         yield
         dist.destroy_process_group()
+
+
+STAGES = (0, 1, 2, 3, "3_offload")
+SMALLER_FIRST = {"batch_warmup": [[3, 128], [4, 256]], "schedule": "wsd", "decay_ratio": 0.3}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "micro 2": {},
+    "micro 8": {"micro_batch": 8},
+    "documents": {"document_mask": True},
+    "smaller": SMALLER_FIRST,
+}
+
+
+@pytest.fixture(scope="session")
+def two_ranks(make_job: Any, run_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int | str, str], Path]:
+    """Finished jobs of two ranks, {(ZeRO stage, one of SETTINGS): job}."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    kinds = [(stage, name) for stage in STAGES for name in SETTINGS]
+    jobs = {kind: make_job(folder / f"{kind[0]}-{kind[1]}", kind[0], **SETTINGS[kind[1]]) for kind in kinds}
+    run_ranks(2, list(jobs.values()))
+    return jobs
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ from pipeline.training.settings import TrainConfig
 
 @st.composite
 def configs(draw: st.DrawFn) -> TrainConfig:
-    steps = draw(st.integers(1, 2000))
+    steps = draw(st.integers(2, 2000))
     return TrainConfig(
         steps=steps,
-        warmup_steps=draw(st.integers(0, steps)),
+        warmup_steps=draw(st.integers(0, steps // 2)),
         lr=draw(st.floats(1e-8, 10)),
         min_lr_ratio=draw(st.floats(0, 1)),
+        **draw(st.sampled_from([{}, {"schedule": "wsd", "decay_ratio": 0.25}])),
     )
 
 
@@ -57,6 +58,21 @@ def test_against_pytorchs_cosine() -> None:
         assert learning_rate(step, config) == pytest.approx(cosine.get_last_lr()[0], rel=1e-9)
         sgd.step()
         cosine.step()
+
+
+@pytest.mark.parametrize(("warmup", "ratio", "floor"), [(10, 0.2, 0.2), (0, 0.1, 0.1), (25, 0.5, 0.0), (0, 1.0, 0.0)])
+def test_against_transformers_wsd(warmup: int, ratio: float, floor: float) -> None:
+    import torch
+    from transformers import get_wsd_schedule
+
+    config = TrainConfig(steps=50, warmup_steps=warmup, lr=0.7, min_lr_ratio=floor, schedule="wsd", decay_ratio=ratio)
+    sgd = torch.optim.SGD([torch.zeros(1)], lr=0.7)
+    wsd = get_wsd_schedule(sgd, warmup, round(50 * ratio), num_training_steps=50, decay_type="1-sqrt", min_lr_ratio=floor)
+    for step in range(1, 51):
+        sgd.step()
+        wsd.step()
+        if step >= warmup:  # theirs starts at the floor
+            assert learning_rate(step, config) == pytest.approx(wsd.get_last_lr()[0], rel=1e-9, abs=1e-12), step
 
 
 @pytest.mark.parametrize("step", [0, -1, 11])

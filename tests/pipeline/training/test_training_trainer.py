@@ -100,7 +100,7 @@ def plain(tokens: Path, train: TrainConfig) -> tuple[list[dict[str, Any]], dict[
     )
     rows = []
     for step in range(1, train.steps + 1):
-        batch = torch.from_numpy(loader.batch((step - 1) * train.batch, train.batch))
+        batch = torch.from_numpy(loader.batch(train.samples(step - 1), train.batch_at(step)))
         logits = model(batch[:, :-1])
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         adam.zero_grad()
