@@ -48,9 +48,9 @@ class Spec:
     `keys` are the configuration keys (or their prefixes) that its result is a function of, `files` those of them that
     name input files, `runs` those that name the `out` of earlier runs, each with the stage whose manifest is read there,
     `alone` those with which, where they are given, it reads no other stage. `choices` are keys that choose its units: with
-    another choice, the units that stay are kept. `optional` names stages of `reads`, each with the key without which it is
-    not read. `always`: its plan depends on more than those, so it is made anew every time. `folder`: where it keeps work
-    that outlives a killed unit. `writes`: the stage whose outputs it makes in another way.
+    another choice, the units that stay are kept. `optional` names stages of `reads`, each with the key without which
+    (null or empty) it is not read. `always`: its plan depends on more than those, so it is made anew every time. `folder`:
+    where it keeps work that outlives a killed unit. `writes`: the stage whose outputs it makes in another way.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Stage:
         flat = flatten(config)
         wanted = [name for name in flat if any(name == k or name.startswith(f"{k}.") for k in spec.keys)]
         self._config = {name: flat[name] for name in wanted}
-        left_out = {name for name, k in spec.optional if flat[k] is None}
+        left_out = {name for name, k in spec.optional if not flat[k]}
         alone = any(flat[k] for k in spec.alone)
         self._reads = () if alone else tuple(name for name in spec.reads if name not in left_out)
         self._inputs: dict[str, str] = {}
