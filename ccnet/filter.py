@@ -10,14 +10,13 @@ Source: CCNet (arXiv 1911.00359, section 3) as released; the order of the steps 
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,9 +25,11 @@ from ccnet.corpus import DroppedFile, write_documents
 from ccnet.crawl import Source
 from ccnet.dedup import SegmentMarks
 from ccnet.language import LanguageIdentifier
+from ccnet.lines import keep_lines
 from ccnet.minified import minify
 from ccnet.normalize import paragraph_keys
 from ccnet.perplexity import LanguageModel
+from ccnet.quality import Rule, apply
 from ccnet.schema import SCORED
 from ccnet.stats import Tally, by_language
 from ccnet.wet import read_pages
@@ -42,12 +43,15 @@ class Rules:
     """Which pages a segment's documents are made of.
 
     `min_length`: characters of a page, before deduplication; `languages`: those that are mined, empty for all;
-    `held_out`: share of the pages that belong to the training of language models.
+    `held_out`: share of the pages that belong to the training of language models; `quality`: rules that documents of
+    `quality_languages` (empty for all) must pass.
     """
 
     min_length: int = 300
     languages: Collection[str] = ()
     held_out: float = 0.0
+    quality: Sequence[Rule] = ()
+    quality_languages: Collection[str] = ()
 
 
 def is_held_out(digest: str, share: float) -> bool:
@@ -78,8 +82,8 @@ def surviving_batches(
     Either those that are held out (`is_held_out`), or the others. Yields batches of `ccnet.schema.SCORED` up to the
     language's score. What deduplication takes out of a document is counted in `tally` as duplicate, line ends that go
     with the lines included. Documents that go are counted as short, duplicate (no line is left), held_out (on the other
-    side of that split) or language_not_mined, and put into `dropped`. Pages that are too short count with their
-    characters but are never split into lines.
+    side of that split) or language_not_mined, or for the reasons of `rules.quality`, and put into `dropped`. Pages that are
+    too short count with their characters but are never split into lines.
     """
     side = "not_held_out" if held_out else "held_out"
 
@@ -126,6 +130,11 @@ def surviving_batches(
             sizes = [_integers(documents.column(name)) for name in ("length", "nlines")]
             drop(documents, unwanted, "language_not_mined", *sizes)
             documents = documents.filter(pa.array(~unwanted))
+        if rules.quality and not held_out:
+            others = dropped.add if dropped is not None else None
+            some = rules.quality_languages
+            chosen = np.array([not some or language in some for language in documents.column("language").to_pylist()], np.bool_)
+            documents = apply(rules.quality, documents, tally, chosen=chosen, drop=others)
         if len(documents):
             yield documents
     marks.finish()
@@ -209,48 +218,6 @@ def paragraph_texts(sources: Iterable[str | Source], keys: np.ndarray, *, min_le
                     lines = batch.column("raw_content")[document].as_py().split("\n")
                     texts[int(key)] = lines[places[first] - offsets[document]][:MAX_PARAGRAPH]
     return texts
-
-
-def keep_lines(text: pa.StringArray, offsets: np.ndarray, keep: np.ndarray) -> tuple[pa.StringArray, pa.ListArray]:
-    """Documents with only some of their lines.
-
-    Args: text: string[documents], lines joined by LF; offsets: int64[documents + 1] into keep: bool[lines].
-    Returns: string[documents], the kept lines joined by LF; and list<int32>[documents], the numbers of the kept lines.
-    """
-    starts = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1].astype(np.int64)
-    data = np.frombuffer(text.buffers()[2] or b"", np.uint8)
-    kept, ends = _keep_lines(data, starts, offsets, keep)
-    content = pa.StringArray.from_buffers(len(text), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(kept))
-    before = np.concatenate([[0], np.cumsum(keep)])[offsets]  # kept lines before each document
-    numbers = np.flatnonzero(keep) - np.repeat(offsets[:-1], np.diff(before))
-    return content, pa.ListArray.from_arrays(pa.array(before, pa.int32()), pa.array(numbers, pa.int32()))
-
-
-@numba.njit(cache=True, nogil=True)
-def _keep_lines(data, starts, offsets, keep):  # type: ignore[no-untyped-def]
-    """The bytes of the kept lines, and int64[documents + 1] where each document begins in them."""
-    kept = np.empty(starts[-1] - starts[0], np.uint8)
-    ends = np.zeros(len(starts), np.int64)
-    size = 0
-    for document in range(len(starts) - 1):
-        line = offsets[document]
-        first = True
-        position = starts[document]
-        while line < offsets[document + 1]:
-            end = position
-            while end < starts[document + 1] and data[end] != 10:
-                end += 1
-            if keep[line]:
-                if not first:
-                    kept[size] = 10
-                    size += 1
-                kept[size : size + end - position] = data[position:end]
-                size += end - position
-                first = False
-            position = end + 1
-            line += 1
-        ends[document + 1] = size
-    return kept[:size], ends
 
 
 def _integers(array: pa.Array) -> np.ndarray:

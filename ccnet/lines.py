@@ -35,6 +35,21 @@ def split_lines(bodies: pa.StringArray, min_chars: int) -> Lines:
     return Lines(_strings(titles, title_ends), _strings(contents, content_ends), kept, *counts[1:])
 
 
+def keep_lines(text: pa.StringArray, offsets: np.ndarray, keep: np.ndarray) -> tuple[pa.StringArray, pa.ListArray]:
+    """Documents with only some of their lines.
+
+    Args: text: string[documents], lines joined by LF; offsets: int64[documents + 1] into keep: bool[lines].
+    Returns: string[documents], the kept lines joined by LF; and list<int32>[documents], the numbers of the kept lines.
+    """
+    starts = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1].astype(np.int64)
+    data = np.frombuffer(text.buffers()[2] or b"", np.uint8)
+    kept, ends = _keep_lines(data, starts, offsets, keep)
+    content = pa.StringArray.from_buffers(len(text), pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(kept))
+    before = np.concatenate([[0], np.cumsum(keep)])[offsets]  # kept lines before each document
+    numbers = np.flatnonzero(keep) - np.repeat(offsets[:-1], np.diff(before))
+    return content, pa.ListArray.from_arrays(pa.array(before, pa.int32()), pa.array(numbers, pa.int32()))
+
+
 def _strings(octets: np.ndarray, ends: np.ndarray) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(octets))
 
@@ -170,3 +185,30 @@ def _split_lines(octets, starts, min_chars):  # type: ignore[no-untyped-def]
     titles, contents = titles[:titles_size], contents[:contents_size]
     title_ends, content_ends = title_ends[: number + 1], content_ends[: number + 1]
     return titles, title_ends, contents, content_ends, kept, title_chars, content_chars, content_lines
+
+
+@numba.njit(cache=True, nogil=True)
+def _keep_lines(data, starts, offsets, keep):  # type: ignore[no-untyped-def]
+    """The bytes of the kept lines, and int64[documents + 1] where each document begins in them."""
+    kept = np.empty(starts[-1] - starts[0], np.uint8)
+    ends = np.zeros(len(starts), np.int64)
+    size = 0
+    for document in range(len(starts) - 1):
+        line = offsets[document]
+        first = True
+        position = starts[document]
+        while line < offsets[document + 1]:
+            end = position
+            while end < starts[document + 1] and data[end] != 10:
+                end += 1
+            if keep[line]:
+                if not first:
+                    kept[size] = 10
+                    size += 1
+                kept[size : size + end - position] = data[position:end]
+                size += end - position
+                first = False
+            position = end + 1
+            line += 1
+        ends[document + 1] = size
+    return kept[:size], ends

@@ -1,7 +1,8 @@
 """The Arrow schemas of a page as it is read, and of a document as it is written. Column names are CCNet's.
 
 `PAGE` comes out of `ccnet.wet`; `SCORED` is a page after deduplication with its scores (`ccnet.filter`); `DOCUMENT` has
-its bucket as well and is the corpus; `DROPPED` is a page or document that is not in it, with the reason.
+its bucket as well and is the corpus, `SOURCE_DOCUMENT` one of another source; `DROPPED` is a page or
+document that is not in it, with the reason.
 """
 
 import pyarrow as pa
@@ -47,6 +48,8 @@ DOCUMENT = pa.schema(  # CCNet's columns; the perplexities of paragraphs stay wi
         pa.field("bucket", pa.string(), nullable=False),  # head, middle, tail or all
     ]
 )
+
+SOURCE_DOCUMENT = DOCUMENT.append(pa.field("source", pa.string(), nullable=False))  # of another source than the crawl
 
 
 def document_schema(references: bool) -> pa.Schema:

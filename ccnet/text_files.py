@@ -41,6 +41,15 @@ def json_rows(chunks: Iterator[bytes], column: str, counts: Counter[str]) -> Ite
     `chunks` are its bytes, an empty one where some are missing. Lines that are no JSON object are counted as
     `bad_broken_record`, objects without a string in `column` as `bad_no_text`, lines of more than 64 MiB as `bad_too_large`.
     """
+    for value in json_lines(chunks, counts):
+        if isinstance(value.get(column), str):
+            yield _row(value, column)
+        else:
+            counts["bad_no_text"] += 1
+
+
+def json_lines(chunks: Iterator[bytes], counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The JSON object of each line, with the faults of `json_rows` that are not about a column."""
     for line in _lines(chunks, counts):
         if not line.strip():
             continue
@@ -48,12 +57,10 @@ def json_rows(chunks: Iterator[bytes], column: str, counts: Counter[str]) -> Ite
             value = json.loads(line)
         except (ValueError, RecursionError):
             value = None
-        if not isinstance(value, dict):
-            counts["bad_broken_record"] += 1
-        elif not isinstance(value.get(column), str):
-            counts["bad_no_text"] += 1
+        if isinstance(value, dict):
+            yield value
         else:
-            yield _row(value, column)
+            counts["bad_broken_record"] += 1
 
 
 def parquet_rows(file: BinaryIO, source: Source, counts: Counter[str]) -> Iterator[Row]:

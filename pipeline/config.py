@@ -25,6 +25,8 @@ from jobs.executor import EXECUTORS, Resources
 from model.config import LlamaConfig
 from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
+QUALITY_RULES = ("c4",)  # of `ccnet.quality.rules`
+
 
 def key(default: Any, help: str) -> Any:
     """A configuration key: its default value and one line of help."""
@@ -229,6 +231,47 @@ class RegenerateConfig:
 
 
 @dataclass
+class SourcesConfig:
+    """LLaMA's sources beside the crawl."""
+
+    files: dict[str, list[str]] = key(
+        {},
+        "{source: what it is read from}: c4: JSON lines, Parquet or datasets:NAME[:CONFIG[:SPLIT]]; wikipedia: dumps;"
+        " github: Parquet or JSON lines of files, or folders of git repositories; books: text files or folders of them",
+    )
+    split_bytes: int = key(256 << 20, "bytes of a unit, about: larger local files are cut where they can be")
+    quality: dict[str, list[str]] = key({"c4": ["c4"]}, "{source: the rules of the group quality that its documents must pass}")
+    licences: list[str] = key(["mit", "bsd", "apache"], "GitHub: families of licences that stay; all of a repository's must")
+    max_line: int = key(1000, "GitHub: characters; files with a longer line are dropped")
+    mean_line: float = key(100.0, "GitHub: characters; files whose lines are longer on average are dropped")
+    alphanumeric: float = key(0.25, "GitHub: files with a smaller share of letters and digits are dropped")
+    overlap: float = key(0.9, "books that share more than this of their word 5-grams with an earlier one are dropped")
+
+    def __post_init__(self) -> None:
+        for source, files in self.files.items():
+            require(bool(files), f"sources.files.{source}=[]: name the source's files")
+        require(self.split_bytes >= 1 << 20, f"sources.split_bytes={self.split_bytes}: choose 1048576 or more")
+        require(bool(self.licences), "sources.licences=[]: name one family at least")
+        require(self.max_line > 0, f"sources.max_line={self.max_line}: choose 1 or more")
+        require(self.mean_line > 0, f"sources.mean_line={self.mean_line}: choose more than 0")
+        require(0 <= self.alphanumeric <= 1, f"sources.alphanumeric={self.alphanumeric}: choose a share from 0 to 1")
+        require(0.67 <= self.overlap <= 1, f"sources.overlap={self.overlap}: choose 0.67 to 1")
+
+
+@dataclass
+class QualityConfig:
+    """Rules on the text of documents."""
+
+    rules: list[str] = key([], "rules that the crawl's documents must pass, in turn: c4 (arXiv 1910.10683, section 2.2)")
+    languages: list[str] = key(["en"], "languages of the crawl to which they are applied; empty: all")
+    bad_words: str | None = key(None, "file of words and phrases, one a line: c4 drops the documents that have one")
+
+    def __post_init__(self) -> None:
+        unknown = [rule for rule in self.rules if rule not in QUALITY_RULES]
+        require(not unknown, f"quality.rules={self.rules}: choose from {', '.join(QUALITY_RULES)}")
+
+
+@dataclass
 class TokenizerConfig:
     """The SentencePiece tokenizer of the model."""
 
@@ -328,6 +371,8 @@ class Config:
     bucket: BucketConfig = field(default_factory=BucketConfig)
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    sources: SourcesConfig = field(default_factory=SourcesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     model: LlamaConfig = field(default_factory=LlamaConfig)
@@ -344,6 +389,11 @@ class Config:
             self.lm.url is None or bool(self.language.mine),
             "lm.url: name the languages whose models are to be downloaded, e.g. language.mine=[en,de]",
         )
+        for source in self.sources.files.keys() & self.tokenize.sources.keys():
+            raise ValueError(f"tokenize.sources.{source}: sources.files names that source too; choose one")
+        for source, rules in self.sources.quality.items():
+            unknown = [rule for rule in rules if rule not in QUALITY_RULES]
+            require(not unknown, f"sources.quality.{source}={rules}: choose from {', '.join(QUALITY_RULES)}")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction={self.max_bad_fraction}: choose a share from 0 to 1")
         require(0 < self.max_removed <= 1, f"max_removed={self.max_removed}: choose a share in (0, 1]")
         if "train" in self.stages:  # before days of other stages

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from ccnet import quality
 from ccnet.crawl import Source
 from ccnet.filter import Rules, filter_segment, paragraph_texts
 from ccnet.stats import total
 from pipeline.outputs import Outputs
-from pipeline.stage import Record, Stage, Unit
+from pipeline.stage import Record, Stage, Unit, fingerprint
 from pipeline.stages.marked import MarkedSegment, language_model, marked_segments
 
 LOOKED_UP = 16  # segments, evenly over the crawl, in which the text of the most frequent paragraphs is looked for
@@ -26,7 +27,14 @@ def run(stage: Stage) -> None:
     config = stage.config
     lm = stage.upstream("lm")["result"]
     language_file, language_print = language_model(config)
-    rules = Rules(min_length=config.crawl.min_length, languages=tuple(config.language.mine), held_out=lm["held_out"])
+    words = Path(config.quality.bad_words) if config.quality.bad_words else None
+    rules = Rules(
+        min_length=config.crawl.min_length,
+        languages=tuple(config.language.mine),
+        held_out=lm["held_out"],
+        quality=quality.rules(config.quality.rules, words),
+        quality_languages=tuple(config.quality.languages),
+    )
     models = {language: tuple(Path(stage.resolve(path)) for path in paths) for language, paths in lm["models"].items()}
     shared = {
         "language_model": language_file,
@@ -35,7 +43,9 @@ def run(stage: Stage) -> None:
         "models": models,
         "keep_dropped": config.keep_dropped,
     }
-    inputs = {"language.model": language_print, "held_out": str(lm["held_out"]), **lm["fingerprints"]}
+    words_print = fingerprint(str(words))[1] if words else ""
+    inputs = {"language.model": language_print, "quality.bad_words": words_print, "held_out": str(lm["held_out"])}
+    inputs |= lm["fingerprints"]
     segments = marked_segments(stage)
     units = [Unit(s.name, {"segment": s, **shared}, {"segment": s.fingerprint, **inputs}, s.bytes) for s in segments]
     records = stage.map("mine", mine_unit, units)

@@ -1,12 +1,12 @@
-"""The texts that become tokens: the corpus, as the source `crawl`, and the files of `tokenize.sources`."""
+"""The texts that become tokens: the corpus, as the source `crawl`, what `sources` wrote, the files of `tokenize.sources`."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from pipeline.sources.documents import UNTOLD
 from pipeline.stage import Stage, StageError, expand_files, fingerprint
 
 CRAWL = "crawl"
-UNTOLD = "und"  # BCP 47: the language of a file that does not say
 
 
 class TextFile(NamedTuple):
@@ -21,10 +21,15 @@ class TextFile(NamedTuple):
 
 
 def text_files(stage: Stage) -> Iterator[TextFile]:
-    """Every file: those of the corpus in `tokenize.buckets`, by language and bucket, then those of `tokenize.sources`."""
+    """Every file: those of the corpus in `tokenize.buckets`, by language and bucket, those of the stage `sources` where
+    `sources.files` names any, and those of `tokenize.sources`."""
     for part in _chosen_parts(stage):
         name = part["path"].removeprefix("corpus/").partition(".")[0].replace("/", "-")
         yield TextFile(CRAWL, name, str(stage.out / part["path"]), part["digest"], part["language"], part["bucket"])
+    if stage.config.sources.files:
+        for part in stage.upstream("sources")["result"]["parts"]:
+            name = part["path"].rpartition("/")[2].partition(".")[0]
+            yield TextFile(part["source"], name, str(stage.out / part["path"]), part["digest"], part["language"], None)
     for source, patterns in stage.config.tokenize.sources.items():
         for number, path in enumerate(expand_files(patterns)):
             yield TextFile(source, f"{number:05d}", path, fingerprint(path)[1], UNTOLD, None)

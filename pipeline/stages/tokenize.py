@@ -36,7 +36,7 @@ def run(stage: Stage) -> None:
     sources = {source: _summed({shard: counts[shard] for shard in names}) for source, names in shards.items()}
     for source, entry in sources.items():
         if not any(entry[split]["tokens"] for split in SPLITS):
-            raise StageError(f"tokenize: source {source} is empty: no file of tokenize.sources.{source} has a text")
+            raise StageError(f"tokenize: source {source} is empty: none of its files has a text")
         if not entry["train"]["tokens"]:
             raise StageError(f"tokenize: source {source} has no document to train on; tokenize.validation decides the shares")
     total = merge(list(counts.values()))

@@ -18,8 +18,9 @@ from wet_files import write_wet
 
 from ccnet import filter
 from ccnet.buckets import bin_of
-from ccnet.filter import Rules, filter_segment, is_held_out, keep_lines
+from ccnet.filter import Rules, filter_segment, is_held_out
 from ccnet.language import LanguageIdentifier, default_model
+from ccnet.lines import keep_lines
 from ccnet.normalize import paragraph_keys
 from ccnet.perplexity import LanguageModel, find_models
 from ccnet.schema import DROPPED, SCORED

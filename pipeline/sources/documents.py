@@ -1,0 +1,137 @@
+"""Documents of a source in, a Parquet file in the corpus schema out, with what was dropped by reason."""
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ccnet.quality import Rule, apply
+from ccnet.schema import SOURCE_DOCUMENT
+from ccnet.stats import Tally
+
+BATCH_BYTES = 16 << 20  # text of a row group, about
+UNTOLD = "und"  # BCP 47: the language of a document that does not say
+
+
+class Document(NamedTuple):
+    """A document of a source.
+
+    `url`: unlike all others where the source allows it; `date`: ISO 8601 or empty; `language`: as fastText names it, None
+    where the source does not say. `dropped`: the reason for which it is not kept, None for one that stays. `removed`: what
+    was taken out of the source's text, {reason: text}.
+    """
+
+    url: str
+    date: str
+    title: str
+    text: str
+    language: str | None = None
+    dropped: str | None = None
+    removed: tuple[tuple[str, str], ...] = ()
+
+
+def write_documents(
+    documents: Iterable[tuple[str, Document]], source: str, target: Path, rules: Sequence[Rule], counts: Counter[str]
+) -> dict[str, Any]:
+    """Writes the documents that stay to a Parquet file (`SOURCE_DOCUMENT`), a row group for about 16 MB of text.
+
+    Args:
+        documents: each with the name of its file, for `cc_segment`. rules: applied in turn (`ccnet.quality`).
+        counts: what the source counts: `dropped_{reason}` for documents that never had a text, `bad_{reason}`.
+    Returns: `documents`, `chars` and `lines` as `Tally` has them, `domains`, `bad`, and `languages` {language: documents}.
+    """
+    tally, languages = Tally(), Counter[str]()
+    with closing(pq.ParquetWriter(target, SOURCE_DOCUMENT, compression="zstd")) as writer:
+        for batch in _batches(documents, source, tally):
+            kept = apply(rules, batch, tally)
+            if len(kept):
+                tally.keep(kept)
+                languages.update(kept.column("language").to_pylist())
+                writer.write_table(pa.Table.from_batches([kept]))
+    for name, number in counts.items():
+        if name.startswith("dropped_"):
+            tally.add("in", number, 0, 0)
+            tally.add(name.removeprefix("dropped_"), number, 0, 0)
+    tally.read.update(counts)
+    return tally.statistics() | {"languages": dict(languages)}
+
+
+def _batches(documents: Iterable[tuple[str, Document]], source: str, tally: Tally) -> Iterator[pa.RecordBatch]:
+    """The documents that stay, as Arrow; all are counted as they come in."""
+    held: list[tuple[str, Document]] = []
+    size = 0
+    for origin, document in documents:
+        lines = document.text.count("\n") + 1
+        chars, taken = len(document.text), 0
+        for reason, text in document.removed:
+            tally.add(reason, 0, len(text), text.count("\n"))
+            chars += len(text)
+            taken += text.count("\n")
+        tally.add("in", 1, chars, lines + taken)
+        if document.dropped is not None:
+            tally.add(document.dropped, 1, len(document.text), lines)
+            tally.domains["dropped"][_host(document.url)] += 1
+            continue
+        held.append((origin, document))
+        size += len(document.text)
+        if size >= BATCH_BYTES:
+            yield _batch(held, source)
+            held, size = [], 0
+    if held:
+        yield _batch(held, source)
+
+
+def _batch(held: Sequence[tuple[str, Document]], source: str) -> pa.RecordBatch:
+    origins, documents = zip(*held, strict=True)
+    octets = [document.text.encode(errors="replace") for document in documents]
+    text = pa.array(octets, pa.binary()).cast(pa.string())
+    nlines = pc.add(pc.count_substring(text, "\n"), 1)
+    number = len(documents)
+    columns = {
+        "url": [_well_formed(document.url) for document in documents],
+        "date_download": [document.date for document in documents],
+        "digest": [digest(text) for text in octets],
+        "length": pc.utf8_length(text),
+        "nlines": nlines,
+        "source_domain": [_host(document.url) for document in documents],
+        "title": [_well_formed(document.title) for document in documents],
+        "raw_content": text,
+        "cc_segment": [_well_formed(origin) for origin in origins],
+        "original_nlines": nlines,
+        "original_length": list(map(len, octets)),
+        "line_ids": [range(n) for n in nlines.to_pylist()],
+        "language": [document.language or UNTOLD for document in documents],
+        "language_score": [float(document.language is not None) for document in documents],
+        "perplexity": pa.nulls(number, pa.float64()),
+        "bucket": pa.repeat("all", number),
+        "source": pa.repeat(source, number),
+    }
+    arrays = [
+        pa.array(columns[f.name], f.type) if isinstance(columns[f.name], list) else columns[f.name].cast(f.type)
+        for f in SOURCE_DOCUMENT
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SOURCE_DOCUMENT)
+
+
+def digest(octets: bytes) -> str:
+    """`sha1:` and base32, as WARC has it."""
+    return "sha1:" + base64.b32encode(hashlib.sha1(octets, usedforsecurity=False).digest()).decode()
+
+
+def _well_formed(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _host(url: str) -> str:
+    try:
+        return _well_formed(urlsplit(url).hostname or "")
+    except ValueError:
+        return ""
