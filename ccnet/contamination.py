@@ -4,10 +4,12 @@ Source: GPT-3 (arXiv 2005.14165, appendix C), which takes 13-grams of lower-case
 those of `ccnet.words`.
 """
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import fsspec
 import numba
@@ -15,10 +17,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ccnet.quality import Verdict, count_lines
 from ccnet.words import hash_words, sequence_hash, text_buffers, word_buffers, word_tables
 
 WORDS = 13
 BATCH = 1000  # texts that are hashed at a time
+
+
+@dataclass(frozen=True)
+class Contaminated:
+    """A rule (`ccnet.quality.Rule`): documents go that have a piece of a text of these evaluation sets."""
+
+    files: tuple[str, ...]
+    reasons: ClassVar[tuple[str, ...]] = ("evaluation_set",)
+
+    def __call__(self, text: pa.StringArray) -> Verdict:
+        found = count_pieces(text, _known(self.files))
+        return Verdict(np.zeros(count_lines(text), np.uint8), (found > 0).astype(np.uint8))
+
+
+@functools.cache
+def _known(files: tuple[str, ...]) -> np.ndarray:
+    """Read once in a worker, which has many segments."""
+    return evaluation_keys(files, Counter())
 
 
 def evaluation_keys(files: Iterable[str], counts: Counter[str]) -> np.ndarray:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ccnet.buckets import BUCKETS, bucket
+from ccnet.privacy import mask_documents
 from ccnet.schema import DROPPED, SCORED, document_schema
 from ccnet.stats import Tally, by_language
 
@@ -153,6 +154,7 @@ def regroup(
     cutoffs: tuple[float, float] | None,
     targets: Mapping[str, Path],
     layout: str = "parquet",
+    privacy: Sequence[str] = (),
 ) -> dict[str, dict[str, int]]:
     """Writes one language's documents of some segments that pass the rules, in crawl order, to a file a bucket.
 
@@ -162,9 +164,11 @@ def regroup(
         targets: {bucket: file}; a file is written only where its bucket has documents.
         layout: "parquet" (`DOCUMENT`), or "ccnet": a JSON object a line with CCNet's keys, gzip. CCNet leaves the
             perplexity out where there is none. With scores of likeness to cited pages, both have them as well.
-    Returns: {bucket: {documents, chars}}. Memory: a row group a bucket.
+        privacy: kinds of addresses that are replaced (`ccnet.privacy`).
+    Returns: {bucket: {documents, chars}}, and with `privacy` under `replaced` {kind: addresses}. Memory: a row group a bucket.
     """
     files: dict[str, _File] = {}
+    replaced: Counter[str] = Counter()
     with ExitStack() as stack:
         for segment in segments:
             duplicates = segment.rows_to_drop()
@@ -174,7 +178,8 @@ def regroup(
                         continue
                     table = segment.with_references(file.read_row_group(group), rows)
                     table, reasons = rules.apply(table, np.isin(rows, duplicates))
-                    table = table.filter(pa.array(reasons == ""))
+                    table, addresses = mask_documents(table.filter(pa.array(reasons == "")), privacy)
+                    replaced.update(addresses)
                     names = pa.array([bucket(value, cutoffs) for value in table.column("perplexity").to_pylist()], pa.string())
                     schema = document_schema(segment.references is not None)
                     table = table.append_column("bucket", names).select(schema.names).cast(schema)
@@ -183,7 +188,7 @@ def regroup(
                             writer = _Parquet(targets[name], schema) if layout == "parquet" else _JsonLines(targets[name])
                             files[name] = stack.enter_context(_File(writer))
                         files[name].add(table.filter(pc.equal(names, name)))
-    return {name: files[name].counts for name in BUCKETS if name in files}
+    return {name: files[name].counts for name in BUCKETS if name in files} | ({"replaced": dict(replaced)} if privacy else {})
 
 
 def _row_groups(file: pq.ParquetFile) -> Iterator[tuple[int, np.ndarray]]:

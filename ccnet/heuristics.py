@@ -13,10 +13,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ccnet.normalize import SPACE, decode, key_tables
-from ccnet.quality import Verdict
+from ccnet.quality import Verdict, count_lines
 from ccnet.words import mix, sequence_hash, text_buffers
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -95,9 +94,8 @@ class Measured:
         measures = measure(text)
         values = [measures[:, MEASURES.index(bound.measure)] for bound in self.bounds]
         broken = [(value < bound.least) | (value > bound.most) for value, bound in zip(values, self.bounds, strict=True)]
-        lines = int(pc.sum(pc.count_substring(text, "\n")).as_py() or 0) + len(text)
         numbers = np.arange(1, len(broken) + 1, dtype=np.uint8)
-        return Verdict(np.zeros(lines, np.uint8), np.select(broken, list(numbers), np.uint8(0)))
+        return Verdict(np.zeros(count_lines(text), np.uint8), np.select(broken, list(numbers), np.uint8(0)))
 
 
 _SPACE, _LETTER, _BULLET, _END, _ELLIPSIS = 1, 2, 4, 8, 16

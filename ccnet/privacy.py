@@ -29,6 +29,18 @@ PATTERNS = {
 }
 
 
+def mask_documents(documents: pa.Table, kinds: Sequence[str]) -> tuple[pa.Table, dict[str, int]]:
+    """`mask` for the column `raw_content` of documents, of which `length` is set as well."""
+    if not kinds or not len(documents):
+        return documents, {}
+    text, counts = mask(documents.column("raw_content").combine_chunks(), kinds)
+    for name, column in (("raw_content", text), ("length", pc.utf8_length(text))):
+        number = documents.schema.get_field_index(name)
+        field = documents.schema.field(number)
+        documents = documents.set_column(number, field, column.cast(field.type))
+    return documents, counts
+
+
 def mask(text: pa.StringArray, kinds: Sequence[str]) -> tuple[pa.StringArray, dict[str, int]]:
     """The texts with addresses of these kinds (`email`, `ip`, `phone`) replaced, and how many there were: {kind: n}.
 

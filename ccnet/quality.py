@@ -30,6 +30,11 @@ class Verdict(NamedTuple):
     documents: np.ndarray
 
 
+def count_lines(text: pa.StringArray) -> int:
+    """The lines of all texts, of which an empty one has one."""
+    return int(pc.sum(pc.count_substring(text, "\n")).as_py() or 0) + len(text)
+
+
 class Rule(Protocol):
     """Texts (string without nulls, lines joined by LF; an empty one has one line) in, a verdict out."""
 
@@ -40,10 +45,21 @@ class Rule(Protocol):
     def __call__(self, text: pa.StringArray) -> Verdict: ...
 
 
-def rules(names: Sequence[str], bad_words: Path | None = None) -> list[Rule]:
-    """The rules of these names (`c4`), in that order. Raises ValueError for a file of bad words without any."""
+def rules(names: Sequence[str], bad_words: Path | None = None, evaluations: Sequence[str] = ()) -> list[Rule]:
+    """The rules of these names, in that order: `c4`, `gopher`, `fineweb`, and `evaluations` for pieces of these files.
+
+    Raises ValueError for a file of bad words without any.
+    """
+    from ccnet.contamination import Contaminated
+    from ccnet.heuristics import FINEWEB, GOPHER, Measured
+
     words = () if bad_words is None else tuple(read_words(bad_words))
-    made: dict[str, Callable[[], Rule]] = {"c4": lambda: C4(words)}
+    made: dict[str, Callable[[], Rule]] = {
+        "c4": lambda: C4(words),
+        "gopher": lambda: Measured("gopher", GOPHER),
+        "fineweb": lambda: Measured("fineweb", FINEWEB),
+        "evaluations": lambda: Contaminated(tuple(evaluations)),
+    }
     return [made[name]() for name in names]
 
 
@@ -153,8 +169,7 @@ class C4:
         _, offsets, data = text.buffers()
         starts = np.frombuffer(offsets, np.int32, len(text) + 1, 4 * text.offset) if len(text) else np.zeros(1, np.int32)
         octets = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-        lines = int(pc.sum(pc.count_substring(text, "\n")).as_py() or 0) + len(text)
-        verdict = Verdict(*_c4(octets, starts, lines, key_tables()[0], *_PATTERNS))
+        verdict = Verdict(*_c4(octets, starts, count_lines(text), key_tables()[0], *_PATTERNS))
         if self.bad_words:
             found = pc.match_substring_regex(text, self._bad_words).to_numpy(zero_copy_only=False)
             verdict.documents[(verdict.documents == 0) & found] = self.reasons.index("c4_bad_word") + 1

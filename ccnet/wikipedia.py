@@ -331,10 +331,6 @@ def _xml_pages(chunks: Iterator[bytes], counts: Counter[str]) -> Iterator[tuple[
         except (expat.ExpatError, LookupError, ValueError):  # the latter two for unknown encodings
             fault = BadFile(("broken_xml" if chunk else "truncated") if pages.language else "not_a_dump")
         ready, pages.ready = pages.ready, []
-<<<<<<< HEAD
-        for title, wikitext in ready:
-            yield pages, title, wikitext
-=======
         for title, wikitext, date in ready:
             yield pages, title, wikitext, date
         if fault:

@@ -25,7 +25,8 @@ from jobs.executor import EXECUTORS, Resources
 from model.config import LlamaConfig
 from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
-QUALITY_RULES = ("c4",)  # of `ccnet.quality.rules`
+QUALITY_RULES = ("c4", "gopher", "fineweb", "evaluations")  # of `ccnet.quality.rules`
+PRIVACY = ("email", "ip", "phone")  # of `ccnet.privacy`
 
 
 def key(default: Any, help: str) -> Any:
@@ -262,13 +263,29 @@ class SourcesConfig:
 class QualityConfig:
     """Rules on the text of documents."""
 
-    rules: list[str] = key([], "rules that the crawl's documents must pass, in turn: c4 (arXiv 1910.10683, section 2.2)")
+    rules: list[str] = key(
+        [],
+        "rules that the crawl's documents must pass, in turn: c4 (arXiv 1910.10683, section 2.2), gopher (2112.11446, table A1),"
+        " fineweb (2406.17557, section 3.6), evaluations (no 13 words in a row of quality.evaluations)",
+    )
     languages: list[str] = key(["en"], "languages of the crawl to which they are applied; empty: all")
     bad_words: str | None = key(None, "file of words and phrases, one a line: c4 drops the documents that have one")
+    evaluations: list[str] = key([], "paths or globs of evaluation sets: Parquet, JSON lines (all strings), or text")
 
     def __post_init__(self) -> None:
         unknown = [rule for rule in self.rules if rule not in QUALITY_RULES]
         require(not unknown, f"quality.rules={self.rules}: choose from {', '.join(QUALITY_RULES)}")
+
+
+@dataclass
+class PrivacyConfig:
+    """Addresses of people in the texts of the crawl and of the other sources."""
+
+    replace: list[str] = key([], "email, ip, phone: such addresses become ones that are reserved for examples")
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.replace if kind not in PRIVACY]
+        require(not unknown, f"privacy.replace={self.replace}: choose from {', '.join(PRIVACY)}")
 
 
 @dataclass
@@ -372,6 +389,7 @@ class Config:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     regenerate: RegenerateConfig = field(default_factory=RegenerateConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     sources: SourcesConfig = field(default_factory=SourcesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
@@ -394,6 +412,11 @@ class Config:
         for source, rules in self.sources.quality.items():
             unknown = [rule for rule in rules if rule not in QUALITY_RULES]
             require(not unknown, f"sources.quality.{source}={rules}: choose from {', '.join(QUALITY_RULES)}")
+        named = {rule for rules in (self.quality.rules, *self.sources.quality.values()) for rule in rules}
+        require(
+            "evaluations" not in named or bool(self.quality.evaluations),
+            "quality.evaluations is empty: name the files that the rule evaluations is about",
+        )
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction={self.max_bad_fraction}: choose a share from 0 to 1")
         require(0 < self.max_removed <= 1, f"max_removed={self.max_removed}: choose a share in (0, 1]")
         if "train" in self.stages:  # before days of other stages

@@ -49,11 +49,13 @@ class Source:
 
 def sources() -> dict[str, Source]:
     """Every source by its name, which is that of `mixture.shares`."""
-    from pipeline.sources import books, c4, github, wikipedia
+    from pipeline.sources import arxiv, books, c4, github, stackexchange, wikipedia
 
     return {
         "c4": Source(c4.documents, split, c4.files, c4.prints),
         "wikipedia": Source(wikipedia.documents, wikipedia.parts),
         "github": Source(github.documents, split, github.files, github.prints, duplicates="exact"),
         "books": Source(books.documents, files=books.files, duplicates="near"),
+        "arxiv": Source(arxiv.documents),
+        "stackexchange": Source(stackexchange.documents, files=stackexchange.files),
     }

@@ -11,12 +11,15 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import fsspec
 
 from pipeline.sources.documents import Document
 from pipeline.sources.latex import Rejected, paper
+
+if TYPE_CHECKING:
+    from pipeline.sources import Given
 
 MAX_PACKED = 256 << 20  # bytes of a paper's member
 MAX_UNPACKED = 256 << 20  # bytes of a paper's files, figures and all
@@ -30,20 +33,19 @@ _LINE_END = re.compile(r"\r\n?")
 _TOP = re.compile(r"^\s*(\S+)\s+toplevelfile\s*$", re.MULTILINE)
 
 
-def documents(path: str, counts: Counter[str]) -> Iterator[Document]:
-    """The papers of a bulk tar file at a path or URL, in its order.
+def documents(given: "Given", counts: Counter[str]) -> Iterator[Document]:
+    """The papers of a bulk tar file, in its order.
 
-    `counts` is added to: `documents_in`, `dropped_pdf_only`, `dropped_empty` (withdrawn), `dropped_no_main_file`,
-    `bad_too_large`, `bad_macros_without_end`, `bad_compression`, `bad_tar`, `bad_not_a_file` (a link or a device),
-    `bad_truncated` (ends the file). Memory: a few times the largest paper that is taken, at most some 1 GiB.
+    `counts` is added to: `dropped_pdf_only`, `dropped_empty` (withdrawn), `dropped_no_main_file`, `bad_too_large`,
+    `bad_macros_without_end`, `bad_compression`, `bad_tar`, `bad_not_a_file` (a link or a device), `bad_truncated` (ends the
+    file). Memory: a few times the largest paper that is taken, at most some 1 GiB.
     """
-    with fsspec.open(path, "rb") as file:
+    with fsspec.open(given.path, "rb") as file:
         try:
             with tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as bulk:
                 for member in bulk:
                     if member.isdir():
                         continue
-                    counts["documents_in"] += 1
                     if (document := _document(bulk, member, counts)) is not None:
                         yield document
         except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError):  # tarfile lets the last ones through

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ccnet.privacy import mask_documents
 from ccnet.quality import Rule, apply
 from ccnet.schema import SOURCE_DOCUMENT
 from ccnet.stats import Tally
@@ -39,29 +40,38 @@ class Document(NamedTuple):
 
 
 def write_documents(
-    documents: Iterable[tuple[str, Document]], source: str, target: Path, rules: Sequence[Rule], counts: Counter[str]
+    documents: Iterable[tuple[str, Document]],
+    source: str,
+    target: Path,
+    rules: Sequence[Rule],
+    privacy: Sequence[str],
+    counts: Counter[str],
 ) -> dict[str, Any]:
     """Writes the documents that stay to a Parquet file (`SOURCE_DOCUMENT`), a row group for about 16 MB of text.
 
     Args:
         documents: each with the name of its file, for `cc_segment`. rules: applied in turn (`ccnet.quality`).
+        privacy: kinds of addresses that are replaced (`ccnet.privacy`).
         counts: what the source counts: `dropped_{reason}` for documents that never had a text, `bad_{reason}`.
-    Returns: `documents`, `chars` and `lines` as `Tally` has them, `domains`, `bad`, and `languages` {language: documents}.
+    Returns: `documents`, `chars` and `lines` as `Tally` has them, `domains`, `bad`, `languages` {language: documents}, and
+        `replaced` {kind: addresses}.
     """
-    tally, languages = Tally(), Counter[str]()
+    tally, languages, replaced = Tally(), Counter[str](), Counter[str]()
     with closing(pq.ParquetWriter(target, SOURCE_DOCUMENT, compression="zstd")) as writer:
         for batch in _batches(documents, source, tally):
             kept = apply(rules, batch, tally)
             if len(kept):
                 tally.keep(kept)
                 languages.update(kept.column("language").to_pylist())
-                writer.write_table(pa.Table.from_batches([kept]))
+                table, addresses = mask_documents(pa.Table.from_batches([kept]), privacy)
+                replaced.update(addresses)
+                writer.write_table(table)
     for name, number in counts.items():
         if name.startswith("dropped_"):
             tally.add("in", number, 0, 0)
             tally.add(name.removeprefix("dropped_"), number, 0, 0)
     tally.read.update(counts)
-    return tally.statistics() | {"languages": dict(languages)}
+    return tally.statistics() | {"languages": dict(languages), "replaced": dict(replaced)}
 
 
 def _batches(documents: Iterable[tuple[str, Document]], source: str, tally: Tally) -> Iterator[pa.RecordBatch]:

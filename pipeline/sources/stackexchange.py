@@ -5,14 +5,15 @@ Format: https://archive.org/details/stackexchange: one `<row …/>` a line, HTML
 row costs that line; there are no entities but XML's five, and no document type, so there is nothing to expand.
 """
 
+import os
 import posixpath
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import fsspec
 import py7zr
@@ -21,8 +22,13 @@ import py7zr.io
 from resiliparse.extract.html2text import extract_plain_text
 
 from pipeline.sources.documents import Document
+from pipeline.stage import expand_files, fingerprint
+
+if TYPE_CHECKING:
+    from pipeline.sources import Given
 
 POSTS = "Posts.xml"
+SITES = 28
 QUESTION, ANSWER = 1, 2  # of PostTypeId
 MAX_ROW = 4 << 20  # bytes; a post has 30,000 characters at most, before its HTML is made and escaped
 MAX_RATIO = 50  # of an archive's text to its bytes; those published have 3 to 8
@@ -52,20 +58,40 @@ class Post(NamedTuple):
     body: str
 
 
-def documents(path: str, counts: Counter[str], temporary: Path) -> Iterator[Document]:
+def files(name: str) -> Sequence[str]:
+    """Files of a path, glob or URL; of a folder the `Posts.xml`, and the archives that hold a site's posts, of the 28 largest
+    sites in it (as LLaMA took them, arXiv 2302.13971, section 2.1), by the bytes of these files."""
+    if "://" in name or not os.path.isdir(name):
+        return expand_files([name])
+    found = [os.path.join(name, file) for file in os.listdir(name) if file.endswith(".7z") and _has_posts(file)]
+    found += [path for folder in os.listdir(name) if os.path.isfile(path := os.path.join(name, folder, POSTS))]
+    if not found:
+        raise ValueError(f"{name}: has neither archives of sites (*.7z) nor folders with a {POSTS}")
+    return sorted(sorted(found, key=lambda path: (-os.path.getsize(path), path))[:SITES])
+
+
+def _has_posts(archive: str) -> bool:
+    """Whether a published archive has a site's posts: those of the largest site are split (`stackoverflow.com-Posts.7z`), and
+    sites about a site are none of their own."""
+    site, _, table = archive.removesuffix(".7z").partition("-")
+    return table in ("", "Posts") and not site.startswith("meta.") and ".meta." not in site
+
+
+def documents(given: "Given", counts: Counter[str]) -> Iterator[Document]:
     """The questions of a site, each with its answers by descending score: `Q: title`, the question, `A:` and each answer.
 
-    `path`: a `Posts.xml`, or a 7z archive that has one, whose name, or whose folder's, is the site's. `temporary`: a folder
-    that takes the posts, spread by their questions, so that memory is that of a part of them, some 1 GiB at most.
+    The file is a `Posts.xml`, or a 7z archive that has one, whose name, or whose folder's, is the site's. The posts go to the
+    temporary folder, spread by their questions, so that memory is that of a part of them, some 1 GiB at most.
 
-    `counts` is added to: `documents_in` (questions), `dropped_no_question` (answers without one), `dropped_other_post` (tag
-    wikis and the like), `bad_row`, `bad_too_large` (of more than 4 MiB), `bad_undecodable` (rows), and what ends a file:
-    `bad_compression`, `bad_bomb` (an archive that would grow 50-fold or needs too much memory), `bad_no_posts`.
+    `counts` is added to: `dropped_no_question` (answers without one), `dropped_other_post` (tag wikis and the like),
+    `bad_row`, `bad_too_large` (of more than 4 MiB), `bad_undecodable` (rows), and what ends a file: `bad_compression`,
+    `bad_bomb` (an archive that would grow 50-fold or needs too much memory), `bad_no_posts`.
     """
     with ExitStack() as opened:
+        path = given.path
         file = opened.enter_context(fsspec.open(path, "rb"))
-        size = fsspec.core.url_to_fs(path)[0].size(fsspec.core.url_to_fs(path)[1]) or 0
-        posts = _Partitions(temporary, counts, opened)
+        size = fingerprint(path)[0]
+        posts = _Partitions(given.temporary, counts, opened)
         if path.endswith(".7z"):
             _unpack(file, size, posts, counts)
         else:
@@ -203,7 +229,6 @@ def _questions(rows: IO[bytes], address: str, counts: Counter[str]) -> Iterator[
         while end < len(posts) and posts[end].question == question.question:
             end += 1
         if question.number == question.question:
-            counts["documents_in"] += 1
             parts = [f"Q: {question.title}", plain(question.body), *(f"A: {plain(post.body)}" for post in posts[at + 1 : end])]
             text = "\n\n".join(part for part in parts if part)
             yield Document(url=f"{address}{question.number}", date=question.date, title=question.title, text=text)

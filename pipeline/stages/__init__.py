@@ -41,7 +41,7 @@ _SPECS = (
         "removes duplicates, identifies languages, scores perplexity",
         ("fetch", "hash", "dedup", "lm"),
         ("crawl.min_length", "language.model", "language.whole", "language.mine", "quality", "keep_dropped"),
-        ("language.model", "quality.bad_words"),
+        ("language.model", "quality.bad_words", "quality.evaluations"),
     ),
     Spec("near", "finds near-duplicate documents, where near.threshold is set", ("mine",), ("near",)),
     Spec(
@@ -65,7 +65,7 @@ _SPECS = (
         ("mine", "near", "references"),
         (
             *("dedup.min_length", "language.threshold", "language.keep", "references.threshold"),
-            *("bucket", "corpus", "keep_dropped"),
+            *("privacy", "bucket", "corpus", "keep_dropped"),
         ),
         optional=(("near", "near.threshold"), ("references", "references.dumps")),
     ),
@@ -75,9 +75,9 @@ _SPECS = (
         (),
         (
             *("sources.quality", "sources.licences", "sources.max_line", "sources.mean_line", "sources.alphanumeric"),
-            *("sources.overlap", "quality.bad_words"),
+            *("sources.overlap", "quality.bad_words", "quality.evaluations", "privacy"),
         ),
-        ("quality.bad_words",),
+        ("quality.bad_words", "quality.evaluations"),
         choices=("sources.files", "sources.split_bytes"),
         always=True,
     ),

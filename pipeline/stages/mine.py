@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ccnet import quality
 from ccnet.crawl import Source
 from ccnet.filter import Rules, filter_segment, paragraph_texts
 from ccnet.stats import total
 from pipeline.outputs import Outputs
-from pipeline.stage import Record, Stage, Unit, fingerprint
+from pipeline.stage import Record, Stage, Unit
+from pipeline.stages.chosen_rules import quality_prints, quality_rules
 from pipeline.stages.marked import MarkedSegment, language_model, marked_segments
 
 LOOKED_UP = 16  # segments, evenly over the crawl, in which the text of the most frequent paragraphs is looked for
@@ -27,12 +27,11 @@ def run(stage: Stage) -> None:
     config = stage.config
     lm = stage.upstream("lm")["result"]
     language_file, language_print = language_model(config)
-    words = Path(config.quality.bad_words) if config.quality.bad_words else None
     rules = Rules(
         min_length=config.crawl.min_length,
         languages=tuple(config.language.mine),
         held_out=lm["held_out"],
-        quality=quality.rules(config.quality.rules, words),
+        quality=quality_rules(config.quality, config.quality.rules),
         quality_languages=tuple(config.quality.languages),
     )
     models = {language: tuple(Path(stage.resolve(path)) for path in paths) for language, paths in lm["models"].items()}
@@ -43,9 +42,8 @@ def run(stage: Stage) -> None:
         "models": models,
         "keep_dropped": config.keep_dropped,
     }
-    words_print = fingerprint(str(words))[1] if words else ""
-    inputs = {"language.model": language_print, "quality.bad_words": words_print, "held_out": str(lm["held_out"])}
-    inputs |= lm["fingerprints"]
+    inputs = {"language.model": language_print, "held_out": str(lm["held_out"])}
+    inputs |= {**quality_prints(config.quality), **lm["fingerprints"]}
     segments = marked_segments(stage)
     units = [Unit(s.name, {"segment": s, **shared}, {"segment": s.fingerprint, **inputs}, s.bytes) for s in segments]
     records = stage.map("mine", mine_unit, units)

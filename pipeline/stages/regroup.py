@@ -61,6 +61,7 @@ def run(stage: Stage) -> None:
                 "rules": rules,
                 "cutoffs": cut,
                 "layout": config.corpus.layout,
+                "privacy": tuple(config.privacy.replace),
             }
             read = {path: digest for n in group for path, digest in inputs[n].items()} | {"cut-offs": str(cut)}
             units.append(Unit(f"{language}-{number:05d}", arguments, read, sum(sizes[n] for n in group)))
@@ -81,6 +82,7 @@ def run(stage: Stage) -> None:
             "funnel": funnel,
             "cutoffs": {language: asdict(cut) for language, cut in cuts.items()},
             "buckets": {k: {b: v[b] for b in BUCKETS if b in v} for k, v in buckets.items()},
+            "replaced": merge(record.statistics.get("replaced", {}) for record in records),
             "parts": parts,
         }
     )

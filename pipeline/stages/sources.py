@@ -11,14 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ccnet.quality import rules
 from ccnet.stats import merge, total
-from pipeline.config import SourcesConfig
+from pipeline.config import QualityConfig, SourcesConfig
 from pipeline.outputs import Outputs
 from pipeline.sources import Given, Part, Source, sources
 from pipeline.sources.documents import UNTOLD, write_documents
 from pipeline.sources.duplicates import exact_duplicates, near_duplicates, sign, without_rows, write_keys
 from pipeline.stage import Record, Stage, StageError, Unit, expand_files, fingerprint
+from pipeline.stages.chosen_rules import quality_prints, quality_rules
 
 
 class Piece(NamedTuple):
@@ -38,14 +38,14 @@ def run(stage: Stage) -> None:
         raise ValueError(f"sources.files is empty: name the files of a source, of {', '.join(known)}")
     if unknown := [name for name in config.sources.files if name not in known]:
         raise ValueError(f"sources.files.{unknown[0]}: no such source; there are {', '.join(known)}")
-    words = config.quality.bad_words
-    bad_words = fingerprint(words)[1] if words else ""
+    rules_read = quality_prints(config.quality)
     units, of = [], {}
     for name, patterns in config.sources.files.items():
         for number, group in enumerate(_groups(_pieces(known[name], patterns, config.sources), config.sources.split_bytes)):
             unit = f"{name}.{number:05d}"
-            arguments = {"source": name, "number": number, "pieces": group, "settings": config.sources, "bad_words": words}
-            inputs = {f"{piece.path} {piece.part or ''}".strip(): piece.print for piece in group} | {"bad_words": bad_words}
+            arguments = {"source": name, "number": number, "pieces": group, "settings": config.sources}
+            arguments |= {"quality": config.quality, "privacy": config.privacy.replace}
+            inputs = {f"{piece.path} {piece.part or ''}".strip(): piece.print for piece in group} | rules_read
             units.append(Unit(unit, arguments, inputs, sum(piece.bytes for piece in group)))
             of[unit] = name
     read = stage.map("read", read_unit, units)
@@ -74,7 +74,13 @@ def run(stage: Stage) -> None:
 
 
 def read_unit(
-    outputs: Outputs, source: str, number: int, pieces: Sequence[Piece], settings: SourcesConfig, bad_words: str | None
+    outputs: Outputs,
+    source: str,
+    number: int,
+    pieces: Sequence[Piece],
+    settings: SourcesConfig,
+    quality: QualityConfig,
+    privacy: Sequence[str],
 ) -> dict[str, Any]:
     """Work of a unit of the first round. Of sources whose duplicates go, what these are found by is written as well."""
     known = sources()[source]
@@ -85,8 +91,8 @@ def read_unit(
         for piece in pieces
         for document in known.read(Given(piece.path, piece.part, settings, outputs.temporary), counts)
     )
-    chosen = rules(settings.quality.get(source, []), Path(bad_words) if bad_words else None)
-    result: dict[str, Any] = {"counts": write_documents(documents, source, target, chosen, counts)}
+    chosen = quality_rules(quality, settings.quality.get(source, []))
+    result: dict[str, Any] = {"counts": write_documents(documents, source, target, chosen, privacy, counts)}
     if known.duplicates == "exact":
         write_keys(target, outputs.path(work_file(source, unit, "keys")))
     elif known.duplicates == "near":
