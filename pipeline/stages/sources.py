@@ -34,8 +34,6 @@ def run(stage: Stage) -> None:
     """Rounds: `read`, a unit for about `sources.split_bytes`; `duplicates`, a unit a source; `select`, a unit a file."""
     config = stage.config
     known = sources()
-    if not config.sources.files:
-        raise ValueError(f"sources.files is empty: name the files of a source, of {', '.join(known)}")
     if unknown := [name for name in config.sources.files if name not in known]:
         raise ValueError(f"sources.files.{unknown[0]}: no such source; there are {', '.join(known)}")
     words = config.quality.bad_words

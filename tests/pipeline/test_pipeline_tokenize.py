@@ -124,7 +124,7 @@ def test_mistakes_are_one_clear_line(prepared, copy, tmp_path):
     (tmp_path / "prose.parquet").write_text("no such thing")
     assert "prose.parquet: no Parquet file" in run_bad("tokenize", copy, own(tmp_path / "prose.parquet"))
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
-    assert "no file of tokenize.sources.own has a text" in run_bad("tokenize", copy, own(tmp_path / "empty.parquet"))
+    assert "source own is empty: none of its files has a text" in run_bad("tokenize", copy, own(tmp_path / "empty.parquet"))
     run_good("tokenize", copy, "overwrite=true")
     line = run_bad("train", copy, "mixture=llama")
     assert "no tokens of arxiv, books, c4, github, stackexchange, wikipedia (but of crawl)" in line
