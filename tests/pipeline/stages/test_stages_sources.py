@@ -1,6 +1,7 @@
 """The stage `sources`: from files as they are published to the corpus schema, and on to token shards."""
 
 import json
+from itertools import islice, product
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -32,9 +33,8 @@ def rows(result, out, source):
 
 
 def code(path, *contents):
-    path.write_text(
-        "".join(json.dumps({"path": f"{n}.py", "content": c, "license": "mit"}) + "\n" for n, c in enumerate(contents))
-    )
+    rows = [{"path": f"{n}.py", "content": content, "license": "mit"} for n, content in enumerate(contents)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -45,12 +45,11 @@ def given(tmp_path):
     second = code(tmp_path / "2.jsonl", "b = 2\n", "d = 4\n", "a = 1\n")
     c4 = tmp_path / "c4.json"
     texts = ["".join(LINE.format(n + 10 * k) for k in range(4)) + "no mark\n" for n in range(10)] + ["too short."]
-    c4.write_text(
-        "".join(json.dumps({"text": text, "url": f"http://x.org/{n}"}) + "\n" for n, text in enumerate(texts)) + "{\n"
-    )
+    pages = [json.dumps({"text": text, "url": f"http://x.org/{n}"}) for n, text in enumerate(texts)]
+    c4.write_text("\n".join([*pages, "{"]))
     books = tmp_path / "books"
     books.mkdir()
-    words = [f"w{n}" for n in range(3000)]
+    words = list(map("".join, islice(product("abcdefghij", repeat=4), 3000)))
     (books / "a.txt").write_text(" ".join(words))
     (books / "b.txt").write_text(" ".join(words[:2900] + ["x"] * 100))
     (books / "c.txt").write_text(" ".join(reversed(words)))
@@ -107,7 +106,6 @@ def test_the_result_does_not_depend_on_the_units(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "sources.files is empty"),
         ({"poems": ["x"]}, "no such source; there are c4"),
         ({"c4": ["none.json"]}, "none.json: no such file"),
         ({"c4": [__file__]}, "records are bad"),
