@@ -20,6 +20,8 @@ from pipeline.sources.documents import UNTOLD, write_documents
 from pipeline.sources.duplicates import exact_duplicates, near_duplicates, sign, without_rows, write_keys
 from pipeline.stage import Record, Stage, StageError, Unit, expand_files, fingerprint
 
+CHOSEN = ("licence", "no_licence", "licence_file")  # reasons that `sources.licences` gives: the user's choice
+
 
 class Piece(NamedTuple):
     """A file, folder or URL, or a part of a file; `bytes` may be 0 where they are not known."""
@@ -50,7 +52,7 @@ def run(stage: Stage) -> None:
     statistics = {name: total(r.statistics["counts"] for r in read if of[r.unit] == name) for name in config.sources.files}
     for counts in statistics.values():
         stage.check_bad(counts["bad"], counts["documents"]["in"] + sum(counts["bad"].values()))
-        stage.check_removed(counts, chosen=())
+        stage.check_removed(counts, chosen=CHOSEN)
     several = [name for name in config.sources.files if known[name].duplicates]
     found = {name: [r for r in read if of[r.unit] == name] for name in several}
     selected = _without_duplicates(stage, known, found)
