@@ -210,7 +210,7 @@ def _found(octets, i, end, pattern, start, stop):  # type: ignore[no-untyped-def
 @numba.njit(cache=True, nogil=True)
 def _c4_line(octets, start, end, table, patterns, bounds, firsts):  # type: ignore[no-untyped-def]
     """(reason of the line, reason of the document, sentences) of one line."""
-    words = length = sentences = 0
+    words = length = of_last = sentences = 0  # words; characters of this one and of the last one
     long_word = brace = policy = javascript = lorem = False
     mark = False  # after a sentence's end, and what closes behind it
     last = previous = before = np.uint32(0)  # the last three characters that are no white space
@@ -224,6 +224,7 @@ def _c4_line(octets, start, end, table, patterns, bounds, firsts):  # type: igno
         else:
             words += length == 0
             length += 1
+            of_last = length
             long_word |= length > _LONG_WORD
             before, previous, last = previous, last, code
             if code == 46 or code == 63 or code == 33:
@@ -245,7 +246,7 @@ def _c4_line(octets, start, end, table, patterns, bounds, firsts):  # type: igno
     if long_word:
         return 1, 0, 0
     ends_well = last == 46 or last == 63 or last == 33 or last == 34
-    if not ends_well or (last == 46 and previous == 46 and before == 46 and length >= 3):
+    if not ends_well or (last == 46 and previous == 46 and before == 46 and of_last >= 3):
         return 2, 0, 0
     if words < _MIN_WORDS:
         return 3, 0, 0

@@ -37,24 +37,24 @@ MAX_HEAD = 16 << 20  # bytes of a multistream dump's first stream
 _WANTED = ("title", "ns", "text", "timestamp")  # elements of a page
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")  # where a stream may begin
 _TEMPLATE = re.compile(r"\{\{\s*([^{}|\n]{1,80}?)\s*[|}\n]")
-_PREFIXES = ("disambig", "homonymie", "egyért", "begriffsklärung", "desambigua", "dezambig")
+_PREFIXES = ("homonymie de", "homonymie d'", "egyért-", "egyért ")
 # What stands for a list of meanings: names of its templates, in lower case, by the wiki's language.
 _DISAMBIGUATION: dict[str, tuple[str, ...]] = {
-    "en": ("dab", "disam", "hndis", "geodis", "schooldis", "roaddis", "numberdis", "letter-numbercombdisambig", "mathdab"),
+    "en": ("disambig", "dab", "disam", "hndis", "geodis", "schooldis", "roaddis", "numberdis", "mathdab", "disambig-cleanup"),
     "bg": ("пояснение", "пояснителна страница"),
-    "ca": ("desambiguació",),
+    "ca": ("desambiguació", "desambigua"),
     "cs": ("rozcestník", "rozcestník - příjmení", "rozcestník - jméno"),
     "da": ("flertydig", "flertydigt", "flertydig navn"),
     "de": ("begriffsklärung",),
     "es": ("desambiguación", "des"),
-    "fr": ("homonyme", "homonymes", "toponymie", "arrondissements homonymes", "paronymie"),
+    "fr": ("homonymie", "homonyme", "homonymes", "toponymie", "arrondissements homonymes", "paronymie"),
     "hr": ("razdvojba", "disambig", "višeznačnost"),
     "hu": ("egyért", "egyértelműsítő lap"),
     "it": ("disambigua",),
     "nl": ("dp", "doorverwijspagina", "dpintro"),
     "pl": ("ujednoznacznienie", "ujednoznacznienie2", "ujedn"),
-    "pt": ("desambiguação", "desambig-ini"),
-    "ro": ("dezambiguizare", "dezamb"),
+    "pt": ("desambiguação", "desambig-ini", "desambig"),
+    "ro": ("dezambiguizare", "dezambig", "dezamb"),
     "ru": ("неоднозначность", "многозначность", "многозначные термины"),
     "sl": ("razločitev", "disambig"),
     "sr": ("вишезначна одредница", "вишезначност", "višeznačna odrednica", "vz"),

@@ -46,7 +46,7 @@ _MARKUP = re.compile(
 _OTHER_WIKI = re.compile(r":?[a-z]{2,3}(?:-[a-z-]+)?:\S")
 _SWITCH_OR_QUOTES = re.compile(r"__[^\W\d_]+__|'{2,}")
 _APOSTROPHE = re.compile(r"(?<!')'(?='{3}(?!'))")  # before bold text, as in l''''homme'''
-_LIST_ITEM = re.compile(r"^[*#:;]+")
+_LIST_ITEM = re.compile(r"^[*#:;]+(?:\s+[:;]+(?=\s))?")  # the latter ones behind a picture that is gone
 _LEFT_OVER = re.compile(r"^[|!]|^-{4}|\[\[|\]\]|\{\||\|\}|\}\}|\{\{|</?ref\b|\b(?:px|thumb)\|")
 _SPACES = re.compile(r"\s+")
 _GAP = r"(?: ?[,;:/，；：、]){0,8} ?"

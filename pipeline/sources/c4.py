@@ -44,7 +44,7 @@ def prints(path: str) -> tuple[int, str]:
 
     name, config, _ = _parts(path)
     builder = load_dataset_builder(name, config)
-    data_files = {split: list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
+    data_files = {str(split): list(map(str, files)) for split, files in (builder.config.data_files or {}).items()}
     local = [fingerprint(file)[1] for files in data_files.values() for file in files if os.path.exists(file)]
     return 0, digest_json([data_files, local, path])
 

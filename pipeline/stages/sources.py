@@ -20,6 +20,8 @@ from pipeline.sources.duplicates import exact_duplicates, near_duplicates, sign,
 from pipeline.stage import Record, Stage, StageError, Unit, expand_files, fingerprint
 from pipeline.stages.chosen_rules import quality_prints, quality_rules
 
+CHOSEN = ("licence", "no_licence", "licence_file")  # reasons that `sources.licences` gives: the user's choice
+
 
 class Piece(NamedTuple):
     """A file, folder or URL, or a part of a file; `bytes` may be 0 where they are not known."""
@@ -34,8 +36,6 @@ def run(stage: Stage) -> None:
     """Rounds: `read`, a unit for about `sources.split_bytes`; `duplicates`, a unit a source; `select`, a unit a file."""
     config = stage.config
     known = sources()
-    if not config.sources.files:
-        raise ValueError(f"sources.files is empty: name the files of a source, of {', '.join(known)}")
     if unknown := [name for name in config.sources.files if name not in known]:
         raise ValueError(f"sources.files.{unknown[0]}: no such source; there are {', '.join(known)}")
     rules_read = quality_prints(config.quality)
@@ -52,7 +52,7 @@ def run(stage: Stage) -> None:
     statistics = {name: total(r.statistics["counts"] for r in read if of[r.unit] == name) for name in config.sources.files}
     for counts in statistics.values():
         stage.check_bad(counts["bad"], counts["documents"]["in"] + sum(counts["bad"].values()))
-        stage.check_removed(counts, chosen=())
+        stage.check_removed(counts, chosen=CHOSEN)
     several = [name for name in config.sources.files if known[name].duplicates]
     found = {name: [r for r in read if of[r.unit] == name] for name in several}
     selected = _without_duplicates(stage, known, found)

@@ -55,7 +55,7 @@ def _sample(stage: Stage, files: Sequence[TextFile]) -> Sample:
     shares = {source: share for source, share in config.mixture.shares.items() if share > 0}
     if missing := sorted(shares.keys() - {file.source for file in files}):
         raise ValueError(
-            f"mixture.shares.{missing[0]}: no such source: tokenize.sources names its files, a share of 0 leaves it out"
+            f"mixture.shares.{missing[0]}: no such source: sources.files or tokenize.sources names its files, 0 leaves it out"
         )
     strata: dict[tuple[str, str, str | None], list[str]] = {}
     for file in files:

@@ -23,6 +23,8 @@ from ccnet.language import LanguageIdentifier, default_model
 from ccnet.lines import keep_lines
 from ccnet.normalize import paragraph_keys
 from ccnet.perplexity import LanguageModel, find_models
+from ccnet.quality import C4
+from ccnet.regenerate import regenerate_segment
 from ccnet.schema import DROPPED, SCORED
 from ccnet.stats import merge
 from ccnet.wet import read_pages
@@ -360,3 +362,27 @@ def test_models_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="not a SentencePiece model"):
         run([pages], tmp_path / "1", models={"en": (noise, noise)})
     assert run([pages], tmp_path / "2", models={"fr": (noise, noise)})[0][1]["documents"]["kept"] == 1
+
+
+def test_quality_rules_for_chosen_languages(tmp_path):
+    """Only the languages named are judged, lines that go are not in line_ids, and regenerate finds the same text."""
+    sentence = "This is a line of some words. It is followed by another one. And by a third, number {}."
+    english = [
+        [sentence.format("z" * n), f"a menu without an end mark {'x' * n}", sentence.format("y" * n)] for n in range(1, 6)
+    ]
+    english.append(["One sentence is few here."])
+    german = ["Das hier ist eine Zeile ohne ein Satzzeichen am Ende, und sie bleibt ganz wie sie ist"]
+    pages = [(f"http://en.example/{n}", "t", lines) for n, lines in enumerate(english)] + [("http://de.example/", "t", german)]
+    rules = Rules(min_length=20, quality=[C4()], quality_languages=("en",))
+    [(rows, counts)] = run([pages], tmp_path / "crawl", rules=rules)
+    check_sums(counts)
+    assert [(row["url"], row["line_ids"]) for row in rows if row["language"] == "en"] == [
+        (f"http://en.example/{n}", [0, 2]) for n in range(5)
+    ]
+    assert [row["raw_content"] for row in rows if row["language"] == "de"] == german
+    assert counts["documents"]["dropped"]["c4_few_sentences"] == 1
+    assert counts["lines"]["dropped"]["c4_no_end_mark"] == 5
+    target = tmp_path / "again"
+    regenerate_segment(str(tmp_path / "crawl" / "0.warc.wet.gz"), tmp_path / "crawl" / "0.minified", target)
+    columns = ["url", "raw_content", "line_ids", "length", "nlines"]
+    assert pq.read_table(target, columns=columns).to_pylist() == [{name: row[name] for name in columns} for row in rows]

@@ -80,6 +80,22 @@ def test_shards_by_source_the_same_for_any_number_of_workers_and_after_kills(pre
     assert digest("tokenize", copy) == before
 
 
+def test_what_sources_wrote_becomes_shards(copy, tmp_path):
+    """The stage's documents are a source of the tokenizer's sample and of the shards, under its name."""
+    (tmp_path / "books").mkdir()
+    words = random.Random(1)
+    for number in range(200):
+        (tmp_path / "books" / f"{number}.txt").write_text(" ".join(words.choice(WORDS) for _ in range(300)))
+    more = [f"sources.files.books=[{tmp_path}/books]", "mixture.shares={crawl: 0.5, books: 0.5}"]
+    assert "run it first" in run_bad("tokenize", copy, *more)
+    for stage in ("sources", "tokenizer", "tokenize"):
+        run_good(stage, copy, *more)
+    said = result(copy, "tokenize")["sources"]
+    assert list(said) == ["crawl", "books"]
+    assert sum(said["books"][split]["documents"] for split in said["books"]) == 200
+    assert {row["source"] for row in result(copy, "tokenizer")["fertility"]} == {"crawl", "books"}
+
+
 def test_only_what_is_new_is_done(prepared, copy, tmp_path):
     write_source(tmp_path / "a.parquet", 60, 1)
     more = [f"tokenize.sources={{own: [{tmp_path}/*.parquet]}}"]
@@ -129,7 +145,7 @@ def test_mistakes_are_one_clear_line(prepared, copy, tmp_path):
     (tmp_path / "prose.parquet").write_text("no such thing")
     assert "prose.parquet: no Parquet file" in run_bad("tokenize", copy, own(tmp_path / "prose.parquet"))
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
-    assert "no file of tokenize.sources.own has a text" in run_bad("tokenize", copy, own(tmp_path / "empty.parquet"))
+    assert "source own is empty: none of its files has a text" in run_bad("tokenize", copy, own(tmp_path / "empty.parquet"))
     run_good("tokenize", copy, "overwrite=true")
     line = run_bad("train", copy, "mixture=llama")
     assert "no tokens of arxiv, books, c4, github, stackexchange, wikipedia (but of crawl)" in line
