@@ -27,7 +27,7 @@ from pipeline.training.metrics import read_metrics
 Kind = Literal["text", "quote", "value", "count", "number", "share", "bytes", "seconds"]
 TOP = 30  # rows of long tables
 POINTS = 300  # rows of a training's table
-BINS_OF_A_BAR = 10  # of a perplexity histogram: 5 per cent of perplexity
+BINS_OF_A_BAR = 20  # of a perplexity histogram: 10 per cent of perplexity
 EVENTS = "events.jsonl"
 LAST_EVENTS = 200
 

@@ -156,7 +156,7 @@ def test_figures_are_those_of_an_independent_count(out):
     shown = {(row[0], row[1]): (number(row[2]), number(row[3])) for row in tables["buckets"][1:]}
     assert shown == {key: (by_bucket[key], chars[key]) for key in by_bucket}
     assert {bucket for language, bucket in shown if language == "de"} == {"head", "middle", "tail"}
-    bars = Counter(bin_of(row["perplexity"]) // 10 for row in corpus if row["language"] == "de")
+    bars = Counter(bin_of(row["perplexity"]) // 20 for row in corpus if row["language"] == "de")
     assert [number(row[2]) for row in tables["perplexity-de"][1:]] == [count for _, count in sorted(bars.items())]
     kept, dropped_domains = (Counter(row["source_domain"] for row in rows) for rows in (corpus, gone))
     for row in tables["domains"][1:]:
