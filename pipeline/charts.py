@@ -7,6 +7,7 @@ All text is escaped.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -90,19 +91,17 @@ def _histogram(figure: Figure) -> Markup:
         return 100 * (scale(value) - low) / width
 
     shapes = [f'<path class="grid" d="M0,{100 - 100 * tick / top:.2f}H100"/>' for tick in ticks]
-    edges = sorted(value for _, value in spec.marks)
-    zones = ZONES.get(len(edges), ())
+    edges = [0.0, *(x(value) for value in sorted(value for _, value in spec.marks)), 100.0]
     layers = ("s0",) if len(spec.values) == 1 else ("below", "s0")
     for n, v in enumerate(spec.values):
-        for row in figure.rows:
-            left, right = x(row[spec.x]), x(row[spec.x + 1])
-            zone = sum(row[spec.x] + row[spec.x + 1] > 2 * edge for edge in edges)
-            height = 100 * row[v] / top
-            said = f"{_short(row[spec.x])} to {_short(row[spec.x + 1])}: {row[v]:,}"
-            shapes.append(
-                f'<rect class="{zones[zone] if zones else layers[n]}" x="{left:.2f}" y="{100 - height:.2f}"'
-                f' width="{max(right - left, 0.15):.2f}" height="{height:.2f}"><title>{escape(said)}</title></rect>'
-            )
+        for zone, (first, end) in enumerate(pairwise(edges)):  # a bar that lies across a mark is in two
+            drawn = []
+            for row in figure.rows:
+                left, right = max(x(row[spec.x]), first), min(x(row[spec.x + 1]), end)
+                if row[v] and right > left:
+                    drawn.append(f"M{left:.2f},100V{100 - 100 * row[v] / top:.2f}H{right:.2f}V100")
+            name = ZONES[len(spec.marks)][zone] if spec.marks else layers[n]
+            shapes.append(f'<path class="bin {name}" d="{"".join(drawn)}"/>')
     labels = []
     for n, (name, value) in enumerate(sorted(spec.marks, key=lambda mark: mark[1])):
         place = x(value)
@@ -170,8 +169,8 @@ def _plot(
 
 def _ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
     """About TICKS round numbers from `low` to `high`, or from just outside of them."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value
-        high = low + (abs(low) or 1)
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), 1e-15):  # one value
+        high = low + max(abs(low), 1e-9)
     rough = (high - low) / (TICKS - 1)
     step = 10 ** math.floor(math.log10(rough))
     step = next(step * n for n in (1, 2, 2.5, 5, 10) if step * n >= rough * 0.999)

@@ -27,7 +27,7 @@ from pipeline.training.metrics import read_metrics
 Kind = Literal["text", "quote", "value", "count", "number", "share", "bytes", "seconds"]
 TOP = 30  # rows of long tables
 POINTS = 300  # rows of a training's table
-BINS_OF_A_BAR = 10  # of a perplexity histogram: 5 per cent of perplexity
+BINS_OF_A_BAR = 20  # of a perplexity histogram: 10 per cent of perplexity
 EVENTS = "events.jsonl"
 LAST_EVENTS = 200
 
@@ -684,12 +684,30 @@ def _events(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
-_CURVES = (
+_CURVES: tuple[tuple[str, str, str, Kind], ...] = (
     ("lr", "learning-rate", "Learning rate", "number"),
     ("grad_norm", "gradient-norm", "Gradient norm", "number"),
     ("tokens_per_second", "throughput", "Tokens a second", "number"),
     ("mfu", "mfu", "Model FLOPs utilization", "share"),
     ("memory", "memory", "Memory of the device", "bytes"),
+)
+
+
+_BY_SOURCE: tuple[tuple[str, str, str, Kind, str], ...] = (
+    (
+        "validation_loss/",
+        "validation-by-source",
+        "Validation by source",
+        "number",
+        "Validation loss of each source, in nats a token.",
+    ),
+    (
+        "share/",
+        "mixture-so-far",
+        "Mixture so far",
+        "share",
+        "Share of each source in the samples up to a step.",
+    ),
 )
 
 
@@ -714,19 +732,16 @@ def _training(
         note = "Mean loss of a token in nats, by step; the validation is over the same tokens every time."
         values = tuple(range(1, len(columns)))
         result.append(Figure("loss", "Loss", columns, _thinned(metrics, names), note, Chart("lines", 0, values)))
-        sources = sorted({name for row in metrics for name in row if name.startswith("validation_loss/")})
-        if sources:
-            checked = [row for row in metrics if any(row.get(name) is not None for name in sources)]
-            columns = (Column("step", "count"), *(Column(name.split("/", 1)[1], "number") for name in sources))
-            values = tuple(range(1, len(columns)))
-            note = "Validation loss of each source, in nats a token."
-            rows = _thinned(checked, sources)
-            result.append(
-                Figure("validation-by-source", "Validation by source", columns, rows, note, Chart("lines", 0, values))
-            )
+        for prefix, name, title, kind, note in _BY_SOURCE:
+            keys = sorted({key for row in metrics for key in row if key.startswith(prefix)})
+            there = [row for row in metrics if any(row.get(key) is not None for key in keys)]
+            columns = (Column("step", "count"), *(Column(key.removeprefix(prefix), kind) for key in keys))
+            if keys:
+                chosen = Chart("lines", 0, tuple(range(1, len(columns))))
+                result.append(Figure(name, title, columns, _thinned(there, keys), note, chosen))
         for key, name, title, kind in _CURVES:
             if any(row.get(key) is not None for row in metrics):
-                columns = columns_of(("step", "count"), (title.lower(), kind))  # type: ignore[arg-type]
+                columns = columns_of(("step", "count"), (title.lower(), kind))
                 result.append(
                     Figure(name, title, columns, _thinned(metrics, [key]), f"{title}, by step.", Chart("lines", 0, (1,)))
                 )
@@ -749,8 +764,12 @@ def _training(
         result.append(Figure("events", "Events of the guard", columns, rows, note))
     if "evaluate" in results:
         checked = results["evaluate"]
-        rows = [[f"{when} training", checked[when]["loss"], checked[when]["perplexity"]] for when in ("before", "after")]
-        columns = columns_of(("", "text"), ("loss", "number"), ("perplexity", "number"))
+        rows = []
+        for when in ("before", "after"):
+            rows.append([f"{when} training", "all", checked[when]["loss"], checked[when]["perplexity"]])
+            for source, found in checked[when].get("sources", {}).items():
+                rows.append([f"{when} training", source, found["loss"], found["perplexity"]])
+        columns = columns_of(("", "text"), ("source", "text"), ("loss", "number"), ("perplexity", "number"))
         result.append(Figure("validation", "Validation", columns, rows, "The model on the validation split, before and after."))
         written = [[checked["text"]]]
         result.append(

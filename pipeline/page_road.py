@@ -7,7 +7,7 @@ cut-offs are the run's. Where a line was first seen is looked up in the paragrap
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -238,7 +238,7 @@ class FinishedRun:
         return "tokenized, to validate with" if held else "tokenized, to train on"
 
 
-@dataclass
+@dataclass(frozen=True)
 class SeenPage:
     """A page as it comes by: its outcome is known, its lines are made only when it is chosen (`page`)."""
 
@@ -249,10 +249,10 @@ class SeenPage:
     digest: str
     outcome: str
     scores: Scores | None
-    _row: tuple[pa.RecordBatch, int] = field(repr=False)
-    _keys: np.ndarray | None = field(repr=False)  # uint64[lines]; None of a page that is too short
-    _keep: np.ndarray | None = field(repr=False)  # bool[lines]
-    _first: np.ndarray | None = field(repr=False)  # bool[lines]
+    row: pa.RecordBatch  # one row of `PAGE`
+    keys: np.ndarray  # uint64[lines]; nothing of a page that is too short, nor in the next two
+    keep: np.ndarray  # bool[lines]: by the marks
+    first: np.ndarray  # bool[lines]: for the first time in this page
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -262,17 +262,14 @@ class SeenPage:
 
     def page(self) -> Page:
         """The whole of it."""
-        batch, row = self._row
-        columns = {name: batch.column(name)[row].as_py() for name in ("date_download", "title", "raw_content")}
+        [columns] = self.row.to_pylist()
         texts = columns["raw_content"].split("\n")
         scores = self.scores
-        lines = [Line(text, 0) for text in texts]
-        if self._keys is not None and self._keep is not None and self._first is not None:
-            whys = [
-                "" if keep else "duplicate" if first else "repeated"
-                for keep, first in zip(self._keep, self._first, strict=True)
-            ]
-            lines = [Line(text, int(key), why) for text, key, why in zip(texts, self._keys, whys, strict=True)]
+        if len(self.keys):
+            whys = np.where(self.keep, "", np.where(self.first, "duplicate", "repeated")).tolist()
+            lines = [Line(text, int(key), why) for text, key, why in zip(texts, self.keys, whys, strict=True)]
+        else:
+            lines = [Line(text, 0) for text in texts]
         if scores:
             lines = self._with_scores(lines, scores.row)
         name = self.run.segments[self.segment]["name"]
@@ -308,7 +305,8 @@ class SeenPage:
         result = []
         for number, line in enumerate(lines):
             if number not in by_line:
-                result.append(dataclasses.replace(line, why=line.why or "rule"))
+                unmarked = "rule" if self.run.keys else "duplicate"  # a run without keys has no marks either
+                result.append(dataclasses.replace(line, why=line.why or unmarked))
                 continue
             value = by_line[number]
             finite = None if value is None or value != value else float(value)
@@ -373,34 +371,24 @@ def segment_pages(run: FinishedRun, number: int) -> Iterator[SeenPage]:
         urls, digests = batch.column("url").to_pylist(), batch.column("digest").to_pylist()
         document = 0
         for row, (url, digest) in enumerate(zip(urls, digests, strict=True)):
-            page = SeenPage(run, number, seen + row, url, digest, "short", None, (batch, row), None, None, None)
+            outcome, found, lines = "short", None, slice(0)
             if long[row]:
                 lines = slice(offsets[document], offsets[document + 1])
                 document += 1
-                page.scores = scores.get((url, digest))
-                page._keys, page._keep, page._first = keys[lines], keep[lines], first[lines]
-                if marks is None and page.scores:
-                    page._keep = _kept_lines(run, number, page.scores.row, len(page._keys))
-                page.outcome = (
-                    "duplicate"
-                    if not page._keep.any()
-                    else "held_out"
-                    if is_held_out(digest, held_out)
-                    else page.scores.outcome
-                    if page.scores
-                    else gone.get((url, digest), unknown)
-                )
-                if marks is None and page.scores is None:
+                found = scores.get((url, digest))
+                if not keep[lines].any():
+                    outcome = "duplicate"
+                elif is_held_out(digest, held_out):
+                    outcome = "held_out"
+                elif found:
+                    outcome = found.outcome
+                elif marks:
+                    outcome = gone.get((url, digest), unknown)
+                else:
                     continue
-            yield page
+            marked = keys[lines], keep[lines], first[lines]
+            yield SeenPage(run, number, seen + row, url, digest, outcome, found, batch.slice(row, 1), *marked)
         seen += len(batch)
-
-
-def _kept_lines(run: FinishedRun, number: int, row: int, lines: int) -> np.ndarray:
-    table = pq.read_table(run.mined_file(number), columns=["line_ids"])
-    keep = np.zeros(lines, np.bool_)
-    keep[table.column("line_ids")[row].as_py()] = True
-    return keep
 
 
 def first_seen(run: FinishedRun, keys: Iterable[int]) -> dict[int, First]:

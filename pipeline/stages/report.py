@@ -25,7 +25,7 @@ from pipeline.stage import Stage, Unit, digest_json
 from pipeline.stages.train import FOLDER
 
 PAGE = "report.html"
-SAMPLE_BYTES = 2_500_000  # of pages in the report, about; of more languages than fit only the largest are shown
+SAMPLE_BYTES = 2_000_000  # of pages in the report, about; of more languages than fit only the largest are shown
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]")
 
 
@@ -53,7 +53,7 @@ def run(stage: Stage) -> None:
     groups = merge_samples(
         ((rank, page_from_json(page)) for record in sampled for rank, page in record.statistics["pages"]), settings.samples
     )
-    chosen = _fitting(groups, states["regroup"].result.get("buckets", {}) if "regroup" in states else {})
+    chosen = fitting(groups, states["regroup"].result.get("buckets", {}) if "regroup" in states else {})
     pages = [pages_to_json(members) for members in chosen.values()]
     firsts = [Unit("pages", {"out": stage.out, "groups": pages}, inputs | shared)] if pages else []
     stage.map("first", first_unit, firsts)
@@ -168,10 +168,13 @@ def _language_tag(language: str | None) -> str:
     return language if language and re.fullmatch("[a-z]{2,3}", language) else "und"
 
 
-def _fitting(
+def fitting(
     groups: dict[tuple[str, str, str], list[Page]], buckets: dict[str, dict[str, Any]]
 ) -> dict[tuple[str, str, str], list[Page]]:
-    """The groups in the order in which they are shown, largest languages first, as many as fit into SAMPLE_BYTES."""
+    """The groups in the order in which they are shown, largest languages first, as many as fit into SAMPLE_BYTES.
+
+    `buckets`: {language: {bucket: {"chars": n}}} of the corpus.
+    """
 
     def place(key: tuple[str, str, str]) -> tuple[Any, ...]:
         outcome, language, bucket = key
@@ -181,7 +184,7 @@ def _fitting(
 
     fitting, left = {}, SAMPLE_BYTES
     for key in sorted(groups, key=place):  # the reasons first: they are few
-        left -= sum(len(line.text.encode()) + 120 for page in groups[key] for line in page.lines)
+        left -= sum(len(line.text.encode()) + (400 if line.why else 100) for page in groups[key] for line in page.lines)
         if left < 0:
             break
         fitting[key] = groups[key]

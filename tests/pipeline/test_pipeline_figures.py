@@ -12,7 +12,9 @@ from ccnet.stats import total
 from pipeline.charts import _log_ticks, _ticks, chart
 from pipeline.figures import Chart, Column, Figure, Run, StageState, figures, shown
 from pipeline.outputs import write_json
-from pipeline.stages.report import render, visible
+from pipeline.page_road import First, Line, Page
+from pipeline.samples import merge_samples
+from pipeline.stages.report import fitting, render, visible
 
 
 def record(out, stage, round_name, unit, statistics, seconds=2.0):
@@ -70,6 +72,50 @@ def test_other_sources_are_shown_with_their_reasons(tmp_path):
         ["kept", "c4", "", 7],
     ]
     assert found["bad-input"].rows == [["c4", "bad records", "no_text", 2]]
+
+
+def test_a_page_of_all_languages_stays_under_five_megabytes(tmp_path):
+    """With all 176 languages of fastText, each with a model, pages of the largest samples, and a long training."""
+    languages = [f"{a}{b}" for a in "abcdefgh" for b in "abcdefghijklmnopqrstuv"]
+    sizes = {language: {"documents": 9, "chars": 10_000_000_000 + n} for n, language in enumerate(languages)}
+    funnel = {"in": 10**10, "kept": 10**9, "dropped": {reason: 10**9 for reason in ("short", "duplicate", "held_out")}}
+    domains = {"largest": {f"{n}.{'long' * 10}.example": 10**6 for n in range(200)}, "others": 10**6}
+    statistics = {
+        **dict.fromkeys(("documents", "chars", "lines"), funnel),
+        "languages": sizes,
+        "domains": {"kept": domains, "dropped": domains},
+        "bad": {},
+        "language_score": {key: {str(n): 12345 for n in range(101)} for key in languages},
+        "length": {key: {str(n): 12345 for n in range(20)} for key in languages},
+        "perplexity": {key: {str(n): 123456 for n in range(600, 1900)} for key in languages},
+    }
+    cut = {"low": 300.0, "high": 600.0}
+    buckets = dict.fromkeys(languages, dict.fromkeys(("head", "middle", "tail"), sizes["aa"]))
+    frequent = [{"text": "字" * 200, "documents": 10**6}] * 200
+    regrouped = {"statistics": statistics, "funnel": {}, "cutoffs": dict.fromkeys(languages, cut), "buckets": buckets}
+    regrouped["funnel"] = dict.fromkeys(("documents", "chars", "lines"), funnel)
+    states = {
+        name: StageState(result, {"language.threshold": 0.5}, 90_000, 1e6, 10**12, True)
+        for name, result in {"mine": {"statistics": statistics, "frequent": frequent}, "regroup": regrouped}.items()
+    }
+    (tmp_path / "train").mkdir()
+    names = ("loss", "lr", "grad_norm", "tokens_per_second", *(f"validation_loss/{n}" for n in range(8)))
+    rows = [{"step": s, "tokens": s, **{name: s / 7 for name in names}} for s in range(1000)]
+    (tmp_path / "train/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [
+        Line("字" * 200, n, ("", "duplicate")[n % 2], 123.4, First("http://x.example/" + "y" * 300, "z")) for n in range(60)
+    ]
+    pages = [
+        Page("http://x.example", "s", 1, "d", "", "title", 9, "corpus", bucket, language, 0.9, 400.0, [("crawl", "x")], lines)
+        for language in languages
+        for bucket in ("head", "middle", "tail")
+        for _ in range(3)
+    ]
+    groups = fitting(merge_samples((("0", page) for page in pages), 3), buckets)
+    chosen = [page for members in groups.values() for page in members]
+    assert 0 < len(chosen) < len(pages)
+    text = render("x", figures(tmp_path, states), chosen)
+    assert len(text.encode()) < 5_000_000
 
 
 def test_values_as_text():

@@ -77,7 +77,8 @@ def out(tmp_path_factory):
     out = folder / "out"
     (out / "train").mkdir(parents=True)
     check = {"validation_loss": 8.1, "validation_loss/crawl": 8.0, "validation_loss/wiki": 8.2}
-    common = {"lr": 1e-3, "grad_norm": 1.0, "seconds": 1.0, "tokens_per_second": 4096.0}
+    common = {"lr": 1e-3, "grad_norm": 1.0, "seconds": 1.0, "tokens_per_second": 4096.0, "mfu": 0.4, "memory": 7 << 30}
+    common |= {"share/crawl": 0.75, "share/wiki": 0.25}
     rows = [
         {"step": s, "tokens": 4096 * s, "loss": 8 - s / 200, **common} | (check if s % 100 == 0 else {}) for s in range(1, 1001)
     ]
@@ -156,7 +157,7 @@ def test_figures_are_those_of_an_independent_count(out):
     shown = {(row[0], row[1]): (number(row[2]), number(row[3])) for row in tables["buckets"][1:]}
     assert shown == {key: (by_bucket[key], chars[key]) for key in by_bucket}
     assert {bucket for language, bucket in shown if language == "de"} == {"head", "middle", "tail"}
-    bars = Counter(bin_of(row["perplexity"]) // 10 for row in corpus if row["language"] == "de")
+    bars = Counter(bin_of(row["perplexity"]) // 20 for row in corpus if row["language"] == "de")
     assert [number(row[2]) for row in tables["perplexity-de"][1:]] == [count for _, count in sorted(bars.items())]
     kept, dropped_domains = (Counter(row["source_domain"] for row in rows) for rows in (corpus, gone))
     for row in tables["domains"][1:]:
@@ -175,9 +176,17 @@ def test_every_section_is_there_and_nothing_is_asked_or_said(out, browser):
     expected = "overview funnel languages perplexity quality duplicates domains tokens training input work samples"
     assert names == expected.split()
     assert [link.get_attribute("href") for link in page.query_selector_all("nav a")] == [f"#{name}" for name in names]
-    assert {"loss", "validation-by-source", "throughput", "events", "fertility", "work"} <= set(
-        read_page((out / "report.html").read_text(encoding="utf-8")).tables
-    )
+    assert {
+        "loss",
+        "validation-by-source",
+        "mixture-so-far",
+        "throughput",
+        "mfu",
+        "memory",
+        "events",
+        "fertility",
+        "work",
+    } <= set(read_page((out / "report.html").read_text(encoding="utf-8")).tables)
     assert page.query_selector_all(".chart") and not page.query_selector_all(".chart:not([role=img][aria-label])")
     row = read_page((out / "report.html").read_text(encoding="utf-8")).tables["events"][1]
     assert row == ["7", "spike", "skip", "NaN", "3.5", "samples [[0, 8]]"]
