@@ -170,7 +170,7 @@ def _plot(
 
 def _ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
     """About TICKS round numbers from `low` to `high`, or from just outside of them."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value
         high = low + (abs(low) or 1)
     rough = (high - low) / (TICKS - 1)
     step = 10 ** math.floor(math.log10(rough))

@@ -88,7 +88,7 @@ def _documents(run: FinishedRun, share: float) -> _Documents:
     keys, outcomes, perplexities, places = array("Q"), array("h"), array("f"), array("q")
     names: dict[str, int] = {}
     limit = int(share * (2**64 - 1))
-    for number in range(len(run.mined["result"]["segments"])):
+    for number in range(len(run.segments)):
         for row, (url, scores) in enumerate(run.judged(number)):
             key = xxhash.xxh3_64_intdigest(url.encode())
             if key <= limit:

@@ -41,6 +41,7 @@ REASONS = {
     "language_score": "the language is not certain enough (language.threshold)",
     "language_not_kept": "the language is not in language.keep",
     "near_duplicate": "nearly the same as an earlier document",
+    "quality_rule": "a rule of quality.rules",
     "bucket": "a perplexity bucket that is not tokenized (tokenize.buckets)",
 }
 
@@ -171,7 +172,10 @@ class _Partial:
             return False
         new: dict[tuple[str, str], list[Any]] = {}
         for key in sorted(found.keys() - self.seen):
-            record = read_json(found[key])
+            try:
+                record = read_json(found[key])
+            except FileNotFoundError:  # its stage has taken it back since
+                continue
             self.seen.add(key)
             self.seconds += record["seconds"]
             self.bytes += sum(entry["bytes"] for entry in record["outputs"].values())
@@ -185,8 +189,12 @@ class _Partial:
         return True
 
 
-_GROUPS = {"regroup": lambda unit: unit.rsplit("-", 1)[0], "tokenize": lambda unit: unit.split(".", 1)[0]}
-_ADDED = ("hash", "mine", "judge", "regroup", "tokenize")  # rounds whose statistics are sums
+_GROUPS = {
+    "regroup": lambda unit: unit.rsplit("-", 1)[0],
+    "sources": lambda unit: unit.split(".", 1)[0],
+    "tokenize": lambda unit: unit.split(".", 1)[0],
+}
+_ADDED = ("hash", "mine", "judge", "regroup", "read", "tokenize")  # rounds whose statistics are sums
 
 
 def _result(name: str, rounds: Mapping[str, Mapping[str, Any]], before: Mapping[str, StageState]) -> dict[str, Any]:
@@ -199,6 +207,8 @@ def _result(name: str, rounds: Mapping[str, Mapping[str, Any]], before: Mapping[
         statistics = merge(rounds["judge"].values())
         funnel = chain(before["mine"].result["statistics"], statistics)
         return {"statistics": statistics, "funnel": funnel, "cutoffs": {}, "buckets": dict(rounds.get("regroup", {}))}
+    if name == "sources" and "read" in rounds:
+        return {"statistics": {source: added["counts"] for source, added in rounds["read"].items()}}
     if name == "tokenize" and "tokenize" in rounds:
         sources = dict(rounds["tokenize"])
         return {"sources": sources, **merge(sources.values())}
@@ -352,20 +362,27 @@ def _by_bucket(languages: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
 
 def _sources(results: Mapping[str, Any]) -> list[Figure]:
-    """Counts by source and reason, where a stage wrote them: {source: {documents, chars: {in, kept, dropped: {…}}}}."""
-    sources = results.get("sources", {}).get("sources", {})
-    rows = []
-    for source, statistics in sorted(sources.items()):
-        counts = statistics.get("statistics", statistics)
-        if "documents" not in counts or not isinstance(counts["documents"], Mapping):
-            continue
-        documents, chars = counts["documents"], counts.get("chars", {})
-        rows.append([source, "in", documents["in"], chars.get("in")])
+    rows: list[list[Any]] = []
+    for source, counts in sorted(results.get("sources", {}).get("statistics", {}).items()):
+        documents, chars, lines = (counts[measure] for measure in MEASURES)
+
+        def add(step: str, what: str, *sizes: int, name: str = source, whole: int = chars["in"]) -> None:
+            rows.append([step, name, what, *sizes, _ratio(sizes[2], whole)])
+
+        add("in", "", documents["in"], lines["in"], chars["in"])
         for reason, n in sorted(documents["dropped"].items(), key=lambda item: -item[1]):
-            if n or chars.get("dropped", {}).get(reason):
-                rows.append([source, f"dropped: {reason}", n, chars.get("dropped", {}).get(reason)])
-        rows.append([source, "kept", documents["kept"], chars.get("kept")])
-    columns = columns_of(("source", "text"), ("what, and why", "text"), ("documents", "count"), ("characters", "count"))
+            if n or chars["dropped"][reason]:
+                add("dropped", reason, n, lines["dropped"][reason], chars["dropped"][reason])
+        add("kept", "", documents["kept"], lines["kept"], chars["kept"])
+    columns = columns_of(
+        ("", "text"),
+        ("source", "text"),
+        ("why", "text"),
+        ("documents", "count"),
+        ("lines", "count"),
+        ("characters", "count"),
+        ("share of characters", "share"),
+    )
     note = "What came out of each of the other sources, and why some of it was left behind."
     return [Figure("sources", "Documents of other sources", columns, rows, note)] if rows else []
 
@@ -771,6 +788,8 @@ def _bad_input(results: Mapping[str, Any]) -> list[Figure]:
             rows += [["crawl", what, reason, n] for reason, n in sorted(counts.items()) if n]
     for reason, n in sorted(results.get("lm", {}).get("bad", {}).items()):
         rows.append(["lm.text", "bad text", reason, n])
+    for source, counts in sorted(results.get("sources", {}).get("statistics", {}).items()):
+        rows += [[source, "bad records", reason, n] for reason, n in sorted(counts.get("bad", {}).items()) if n]
     if not seen and not rows:
         return []
     note = "Input that could not be read, by reason; each costs itself only." if rows else "All input could be read."

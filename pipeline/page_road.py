@@ -7,7 +7,7 @@ cut-offs are the run's. Where a line was first seen is looked up in the paragrap
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ REASONS = {
     "duplicate": "duplicate: another page has it",
     "repeated": "repeated: this page has it further up",
     "earlier_run": "duplicate: an earlier run has it (dedup.seen)",
+    "rule": "a rule of quality.rules takes it out",
 }
 
 
@@ -172,7 +173,7 @@ class FinishedRun:
         """URL, scores and outcome of each of a segment's mined documents, in the order of its file."""
         path = self.mined_file(number)
         pairs = self.manifest("near")["result"].get("pairs")
-        near = MinedSegment(self.mined_name(number), path, self.out / pairs if pairs else None).rows_to_drop()
+        near = MinedSegment(self.segments[number]["name"], path, self.out / pairs if pairs else None).rows_to_drop()
         table = pq.read_table(path, columns=["url", *SIGNALS])
         config, result = self.regrouped["config"], self.regrouped["result"]
         cuts = {language: (cut["low"], cut["high"]) for language, cut in result.get("cutoffs", {}).items()}
@@ -190,14 +191,25 @@ class FinishedRun:
             chosen = bucket(perplexity, cuts.get(language)) if reasons[row] == "" else None
             yield url, Scores(row, language, score, perplexity, str(reasons[row]) or "corpus", chosen)
 
-    def mined_name(self, number: int) -> str:
-        """The name of mined segment `number`."""
-        return str(self.mined["result"]["segments"][number]["name"])
+    def dropped(self, number: int) -> dict[tuple[str, str], str]:
+        """{(url, digest): reason} of the pages of a segment that `mine` dropped, where it wrote them (keep_dropped)."""
+        path = self.out / f"dropped/{self.segments[number]['name']}.mine.parquet"
+        if not path.exists():
+            return {}
+        table = pq.read_table(path, columns=["url", "digest", "reason"])
+        columns = (table.column(name).to_pylist() for name in table.schema.names)
+        return {(url, digest): reason for url, digest, reason in zip(*columns, strict=True)}
+
+    @cached_property
+    def _mined_paths(self) -> dict[str, str]:
+        return {segment["name"]: segment["path"] for segment in self.mined["result"]["segments"]}
 
     def mined_file(self, number: int) -> Path:
-        """The documents of segment `number`."""
-        path = self.mined["result"]["segments"][number]["path"]
-        return self.out / str(path)
+        """The documents of segment `number`. Raises ValueError where the crawl has another one than was mined."""
+        name = self.segments[number]["name"]
+        if name not in self._mined_paths:
+            raise ValueError(f"{self.out}: segment {name} was not mined: run mine again")
+        return self.out / self._mined_paths[name]
 
     @cached_property
     def _near_pairs(self) -> dict[tuple[str, int], str]:
@@ -226,7 +238,7 @@ class FinishedRun:
         return "tokenized, to validate with" if held else "tokenized, to train on"
 
 
-@dataclass
+@dataclass(frozen=True)
 class SeenPage:
     """A page as it comes by: its outcome is known, its lines are made only when it is chosen (`page`)."""
 
@@ -237,10 +249,10 @@ class SeenPage:
     digest: str
     outcome: str
     scores: Scores | None
-    _row: tuple[pa.RecordBatch, int] = field(repr=False)
-    _keys: np.ndarray | None = field(repr=False)  # uint64[lines]; None of a page that is too short
-    _keep: np.ndarray | None = field(repr=False)  # bool[lines]
-    _first: np.ndarray | None = field(repr=False)  # bool[lines]
+    row: pa.RecordBatch  # one row of `PAGE`
+    keys: np.ndarray  # uint64[lines]; nothing of a page that is too short, nor in the next two
+    keep: np.ndarray  # bool[lines]: by the marks
+    first: np.ndarray  # bool[lines]: for the first time in this page
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -250,19 +262,16 @@ class SeenPage:
 
     def page(self) -> Page:
         """The whole of it."""
-        batch, row = self._row
-        columns = {name: batch.column(name)[row].as_py() for name in ("date_download", "title", "raw_content")}
+        [columns] = self.row.to_pylist()
         texts = columns["raw_content"].split("\n")
         scores = self.scores
-        lines = [Line(text, 0) for text in texts]
-        if self._keys is not None and self._keep is not None and self._first is not None:
-            whys = [
-                "" if keep else "duplicate" if first else "repeated"
-                for keep, first in zip(self._keep, self._first, strict=True)
-            ]
-            lines = [Line(text, int(key), why) for text, key, why in zip(texts, self._keys, whys, strict=True)]
+        if len(self.keys):
+            whys = np.where(self.keep, "", np.where(self.first, "duplicate", "repeated")).tolist()
+            lines = [Line(text, int(key), why) for text, key, why in zip(texts, self.keys, whys, strict=True)]
+        else:
+            lines = [Line(text, 0) for text in texts]
         if scores:
-            lines = self._with_perplexities(lines, scores.row)
+            lines = self._with_scores(lines, scores.row)
         name = self.run.segments[self.segment]["name"]
         return Page(
             url=self.url,
@@ -281,7 +290,7 @@ class SeenPage:
             lines=lines,
         )
 
-    def _with_perplexities(self, lines: list[Line], row: int) -> list[Line]:
+    def _with_scores(self, lines: list[Line], row: int) -> list[Line]:
         with pq.ParquetFile(self.run.mined_file(self.segment)) as file:
             start = 0
             for group in range(file.metadata.num_row_groups):
@@ -295,7 +304,11 @@ class SeenPage:
         by_line = dict(zip(found["line_ids"], values, strict=True))
         result = []
         for number, line in enumerate(lines):
-            value = by_line.get(number)
+            if number not in by_line:
+                unmarked = "rule" if self.run.keys else "duplicate"  # a run without keys has no marks either
+                result.append(dataclasses.replace(line, why=line.why or unmarked))
+                continue
+            value = by_line[number]
             finite = None if value is None or value != value else float(value)
             result.append(dataclasses.replace(line, perplexity=finite))
         return result
@@ -309,12 +322,16 @@ class SeenPage:
         whys = Counter(line.why for line in lines)
         gone = f"{whys['duplicate']:,} of {len(lines):,} lines go because other pages have them"
         steps.append(("dedup", gone + (f", {whys['repeated']:,} because this page repeats them" if whys["repeated"] else "")))
+        if whys["rule"]:
+            steps.append(("mine", f"{whys['rule']:,} lines go by quality.rules"))
         if outcome == "duplicate":
             return [*steps, ("mine", "dropped: no line is left")]
         if outcome == "held_out":
             return [*steps, ("mine", "held out for the training of language models")]
-        if scores is None:
+        if outcome == "language_not_mined":
             return [*steps, ("mine", "dropped: its language is not in language.mine")]
+        if scores is None:
+            return [*steps, ("mine", f"dropped: {outcome}, by quality.rules")]
         perplexity = (
             "no language model, so no perplexity" if scores.perplexity is None else f"perplexity {scores.perplexity:,.1f}"
         )
@@ -341,7 +358,8 @@ def segment_pages(run: FinishedRun, number: int) -> Iterator[SeenPage]:
     Of a run without keys (`regenerate`) only those whose outcome is known: mined ones and those that are too short.
     Raises OSError where the segment can't be read any more, ValueError where it has changed.
     """
-    scores, marks = run.scores(number), run.marks(number)
+    scores, marks, gone = run.scores(number), run.marks(number), run.dropped(number)
+    unknown = "quality_rule" if run.mined["config"].get("quality.rules") else "language_not_mined"
     held_out = float(run.manifest("lm")["result"].get("held_out") or 0)
     seen = 0
     for batch in read_pages(run.source(number), Counter(), min_length=1):
@@ -353,34 +371,24 @@ def segment_pages(run: FinishedRun, number: int) -> Iterator[SeenPage]:
         urls, digests = batch.column("url").to_pylist(), batch.column("digest").to_pylist()
         document = 0
         for row, (url, digest) in enumerate(zip(urls, digests, strict=True)):
-            page = SeenPage(run, number, seen + row, url, digest, "short", None, (batch, row), None, None, None)
+            outcome, found, lines = "short", None, slice(0)
             if long[row]:
                 lines = slice(offsets[document], offsets[document + 1])
                 document += 1
-                page.scores = scores.get((url, digest))
-                page._keys, page._keep, page._first = keys[lines], keep[lines], first[lines]
-                if marks is None and page.scores:
-                    page._keep = _kept_lines(run, number, page.scores.row, len(page._keys))
-                page.outcome = (
-                    "duplicate"
-                    if not page._keep.any()
-                    else "held_out"
-                    if is_held_out(digest, held_out)
-                    else page.scores.outcome
-                    if page.scores
-                    else "language_not_mined"
-                )
-                if marks is None and page.scores is None:
+                found = scores.get((url, digest))
+                if not keep[lines].any():
+                    outcome = "duplicate"
+                elif is_held_out(digest, held_out):
+                    outcome = "held_out"
+                elif found:
+                    outcome = found.outcome
+                elif marks:
+                    outcome = gone.get((url, digest), unknown)
+                else:
                     continue
-            yield page
+            marked = keys[lines], keep[lines], first[lines]
+            yield SeenPage(run, number, seen + row, url, digest, outcome, found, batch.slice(row, 1), *marked)
         seen += len(batch)
-
-
-def _kept_lines(run: FinishedRun, number: int, row: int, lines: int) -> np.ndarray:
-    table = pq.read_table(run.mined_file(number), columns=["line_ids"])
-    keep = np.zeros(lines, np.bool_)
-    keep[table.column("line_ids")[row].as_py()] = True
-    return keep
 
 
 def first_seen(run: FinishedRun, keys: Iterable[int]) -> dict[int, First]:
@@ -439,9 +447,9 @@ def with_first_pages(run: FinishedRun, pages: Sequence[Page]) -> list[Page]:
         first = found.get(line.key)
         if line.why != "duplicate" or first is None:
             return line
-        if run.keep == "first" and first == First(page.url, page.segment):
-            return dataclasses.replace(line, why="earlier_run")
-        return dataclasses.replace(line, first=first)
+        if first != First(page.url, page.segment):
+            return dataclasses.replace(line, first=first)
+        return dataclasses.replace(line, why="earlier_run") if run.keep == "first" else line
 
     return [dataclasses.replace(page, lines=[told(page, line) for line in page.lines]) for page in pages]
 

@@ -36,7 +36,7 @@ def run(stage: Stage) -> None:
     """
     settings = stage.config.report
     states = Run(stage.out).read()
-    if not states:
+    if not figures(stage.out, states):
         raise ValueError(f"report: {stage.out} has no finished stage: run one first")
     inputs = {name: digest_json([state.result, state.units, state.seconds]) for name, state in states.items()}
     metrics = [path.stat() for path in sorted((stage.out / FOLDER).glob("*.jsonl"))]

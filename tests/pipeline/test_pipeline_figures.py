@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ccnet.stats import total
 from pipeline.charts import _log_ticks, _ticks, chart
-from pipeline.figures import Chart, Column, Figure, Run, figures, shown
+from pipeline.figures import Chart, Column, Figure, Run, StageState, figures, shown
 from pipeline.outputs import write_json
 from pipeline.stages.report import render, visible
 
@@ -59,6 +59,19 @@ def test_a_long_training_is_thinned_to_means(tmp_path):
     assert len(render("x", [overview, training])) < 1_000_000
 
 
+def test_other_sources_are_shown_with_their_reasons(tmp_path):
+    counts = {"in": 10, "kept": 7, "dropped": {"bad_words": 3, "short": 0}}
+    statistics = {"c4": {"documents": counts, "chars": counts, "lines": counts, "bad": {"no_text": 2}}}
+    states = {"sources": StageState({"statistics": statistics}, {}, 1, 1.0, 0, True)}
+    found = {figure.name: figure for section in figures(tmp_path, states) for figure in section.figures}
+    assert [row[:4] for row in found["sources"].rows] == [
+        ["in", "c4", "", 10],
+        ["dropped", "c4", "bad_words", 3],
+        ["kept", "c4", "", 7],
+    ]
+    assert found["bad-input"].rows == [["c4", "bad records", "no_text", 2]]
+
+
 def test_values_as_text():
     assert [shown(v, "count") for v in (None, 0, 1234567)] == ["", "0", "1,234,567"]
     assert [shown(v, "value") for v in ("x", 12, 12.5, math.nan, 1234.56, 98765.4)] == [
@@ -86,7 +99,8 @@ def test_ticks_lie_evenly_around_the_values(low, width, inside):
     ticks = _ticks(low, low + width, inside=inside)
     assert len(ticks) <= 12 and ticks == sorted(ticks)
     if not inside:
-        assert ticks[0] <= low + 1e-6 * abs(low) and ticks[-1] >= low + width - 1e-6 * abs(low + width)
+        little = 1e-6 * (ticks[-1] - ticks[0])
+        assert ticks[0] <= low + little and ticks[-1] >= low + width - little
 
 
 @given(st.floats(1, 1e6), st.floats(1.001, 1e6))

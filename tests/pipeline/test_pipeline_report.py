@@ -6,6 +6,7 @@ from report_page import read_page
 from wet_files import write_wet
 
 from pipeline.__main__ import main
+from pipeline.page_road import find_pages
 
 pytestmark = pytest.mark.slow
 BEFORE = "stages=[fetch,hash,dedup,lm,mine,near,regroup,report]"
@@ -15,7 +16,7 @@ def test_numbers_of_every_step_are_shown(tmp_path, capsys):
     """Models of text with a broken byte, near-duplicates, an earlier run; then the same corpus from its metadata."""
     (tmp_path / "de.txt").write_bytes("\n\n".join(["\n".join(prose("de", n, 6)) for n in range(60)]).encode() + b"\n\xff\n")
     pages = [(f"http://x.example/{n}", "x", [" ".join(prose("de", 100 + n, 30))]) for n in range(12)]
-    twin = ("http://x.example/twin", "x", [pages[0][2][0] + " Ende."])
+    twin = ("http://x.example/twin", "x", [pages[5][2][0] + " Ende."])
     write_wet(tmp_path / "a.warc.wet.gz", pages[:4])
     write_wet(tmp_path / "b.warc.wet.gz", [*pages, twin])
     common = ["lm.vocab_size=300", "lm.min_bytes=1000", "dedup.partitions=2", "near.partitions=2", "executor.workers=1"]
@@ -32,6 +33,10 @@ def test_numbers_of_every_step_are_shown(tmp_path, capsys):
     assert ["lm.text", "bad text", "undecodable", "1"] in tables["bad-input"]
     assert ["compared", "9"] in tables["near-duplicates"]
     assert tables["language-models"][1][:2] == ["de", "60"]
+    [seen] = find_pages(out, "http://x.example/0")
+    assert [line.why for line in seen.lines] == ["earlier_run"] and "earlier run" in seen.lines[0].reason
+    [near] = find_pages(out, "http://x.example/twin")
+    assert near.outcome == "near_duplicate" and near.steps[-1][1].endswith("same as http://x.example/5")
 
     assert main(["fetch", f"crawl.files=[{tmp_path}/b.warc.wet.gz]", f"out={again}", *common]) == 0
     write_wet(tmp_path / "b.warc.wet.gz", pages[:-1])
