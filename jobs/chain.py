@@ -24,6 +24,20 @@ from jobs.executor import Resources
 from jobs.sbatch import State
 
 TAIL = 20  # lines of a log
+WARNING_SECONDS = 120
+SAVING = """\
+# It saves when its time is nearly up (USR1), and ends with exit code 85; so it does where a node was lost. Then it is queued
+# again, and goes on from there, unless it was cancelled (TERM).
+stage=$!
+cancelled=
+trap 'kill -USR1 $stage' USR1
+trap 'cancelled=yes; kill -TERM $stage' TERM
+while kill -0 $stage 2>/dev/null; do wait $stage || true; done
+code=0
+wait $stage || code=$?
+trap - USR1 TERM
+if [ $code = 85 ] && [ -z "$cancelled" ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi
+[ $code = 0 ] || exit $code"""
 
 
 @dataclass(frozen=True)
@@ -173,12 +187,15 @@ def _script(chain: Chain, group: Sequence[dict[str, Any]], log: Path, before: in
         "open-mode": "append",
         "requeue": "",  # after a node's failure; finished units stay
     }
+    resources = Resources(**group[0]["needs"])
+    if group[0]["saves"]:
+        options["signal"] = f"B:USR1@{resources.warning or WARNING_SECONDS}"
     settings = [shlex.quote(argument) for argument in chain.arguments[1:]]
     lines = ["set -e"]
     for stage in group:
-        command = f"{shlex.quote(sys.executable)} -m pipeline {stage['stage']}"
-        lines += ["", " \\\n  ".join([command, *settings])]
-    return sbatch.script(f"{name}: the stage's own process.", options, Resources(**group[0]["needs"]), lines)
+        command = " \\\n  ".join([f"{shlex.quote(sys.executable)} -m pipeline {stage['stage']}", *settings])
+        lines += ["", f"{command} &\n{SAVING}" if stage["saves"] else command]
+    return sbatch.script(f"{name}: the stage's own process.", options, resources, lines)
 
 
 def _states(chain: Chain) -> dict[str, State]:

@@ -31,16 +31,22 @@ class Resources:
     minutes: int | None = _described("time limit of a task; a unit that ran into it is tried again with twice as much")
     workers: int | None = _described("tasks that work at a time, at most; executor.workers for all stages")
     bundle: int | None = _described("units that one task does, one after another, at most")
+    nodes: int | None = _described("nodes on which train's ranks work, train.processes on each")
+    min_nodes: int | None = _described("train begins, or goes on, with so few nodes where there are no more")
+    gpus: int | None = _described("GPUs of each node")
+    warning: int | None = _described("seconds before the end of its time limit in which train is told to save; 120")
     partition: str | None = _described("Slurm's partition")
     account: str | None = _described("Slurm's account")
     constraint: str | None = _described("node features that Slurm must find, e.g. avx2")
 
     def __post_init__(self) -> None:
-        for name in ("cores", "minutes", "workers", "bundle"):
+        for name in ("cores", "minutes", "workers", "bundle", "nodes", "min_nodes", "gpus", "warning"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: choose 1 or more")
         if self.memory is not None and not re.fullmatch(r"[1-9]\d*[MGT]", self.memory):
             raise ValueError(f"memory={self.memory}: choose a number with M, G or T, such as 4G")
+        if (self.min_nodes or 1) > (self.nodes or 1):
+            raise ValueError(f"min_nodes={self.min_nodes}: choose at most nodes={self.nodes or 1}")
         for name in ("partition", "account", "constraint"):
             if (text := getattr(self, name)) is not None and not re.fullmatch(r"[\w.,&|()\[\]*:+-]+", text):
                 raise ValueError(f"{name}={text!r}: not a name that Slurm takes")

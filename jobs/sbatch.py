@@ -58,7 +58,11 @@ class State:
 
 def script(comment: str, options: Mapping[str, str | int | None], resources: Resources, lines: Iterable[str]) -> str:
     """A batch script: options whose value is None are left out, those that take none have the value ""."""
+    fewest = f"{resources.min_nodes}-" if resources.min_nodes else ""
     needs = {
+        "nodes": f"{fewest}{resources.nodes}" if resources.nodes else None,
+        "ntasks-per-node": 1 if resources.nodes else None,
+        "gpus-per-node": resources.gpus,
         "cpus-per-task": resources.cores,
         "mem": resources.memory,
         "time": resources.minutes,

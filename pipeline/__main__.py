@@ -88,7 +88,8 @@ def state(command: str, config: Config) -> dict[str, Any]:
     for stage in chosen(command, config):
         needs = executor.needs(stage.spec.name) if stage.spec.here else executor.controller.over(executor.resources)
         finished = stage.is_finished()
-        rows.append({"finished": finished, "always": stage.spec.always, "needs": asdict(needs), **stage.progress()})
+        kind = {"finished": finished, "always": stage.spec.always, "saves": stage.spec.here}
+        rows.append({**kind, "needs": asdict(needs), **stage.progress()})
     return {"out": str(Path(config.out).absolute()), "executor": executor.kind, "stages": rows}
 
 

@@ -311,9 +311,8 @@ class Stage:
         failed: dict[str, Failure] = {}
         start, size = time.monotonic(), sum(planned.unit.size for planned in missing)
         with UnitProgress(label, len(missing), size) as progress:
-            outcomes = (
-                run_units(executor.kind, job) if job.workers else ((n, attempt(job.work, u)) for n, u in job.units.items())
-            )
+            here = ((n, attempt(job.work, u)) for n, u in job.units.items())
+            outcomes = here if self.spec.here else run_units(executor.kind, job)
             for unit_name, failure in outcomes:
                 if failure is None:
                     progress.advance(job.units[unit_name].unit.size)
