@@ -131,6 +131,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     """Ends, once, whoever sends the signal again; after USR1 the same command is to go on later."""
     for other in ENDING:
         signal.signal(other, signal.SIG_IGN)
+    print(f"ended by {signal.Signals(number).name}; finished units stay", file=sys.stderr)
     raise SystemExit(STOPPED if number == signal.SIGUSR1 else 128 + number)
 
 
