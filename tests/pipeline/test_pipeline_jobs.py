@@ -15,7 +15,7 @@ from slurm_cluster import Cluster
 from pipeline.outputs import read_json
 
 pytestmark = pytest.mark.slow
-CLUSTER = ["executor=slurm", "executor.workers=2", "executor.resources.memory=1G", "executor.resources.bundle=20"]
+CLUSTER = ["executor=slurm_dev"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,7 +160,7 @@ def test_a_dry_run_sends_and_writes_nothing(local, slurm, tmp_path):
     out = tmp_path / "out"
     said = "\n".join(jobs_good("submit", "all", out, "--dry-run"))
     assert said.count("#!/bin/bash") == len(ROAD)
-    assert "#SBATCH --dependency=afterok:JOB_OF_fetch" in said and "  executor.workers=2" in said
+    assert "#SBATCH --dependency=afterok:JOB_OF_fetch" in said and "  executor=slurm_dev" in said
     assert not out.exists() and not slurm.run("squeue", "--noheader")
 
 
