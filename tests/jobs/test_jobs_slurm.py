@@ -133,6 +133,15 @@ def test_a_node_that_dies_in_the_middle_of_an_array(tmp_path, slurm, overtime):
     wait_for(lambda: sbatch.usable_nodes(None) == set(slurm.nodes))
 
 
+def test_arrays_are_no_larger_than_the_cluster_allows(tmp_path, monkeypatch):
+    with Cluster(tmp_path / "c", nodes=1, cpus=4, settings={"MaxArraySize": "3"}) as small:
+        monkeypatch.setenv("SLURM_CONF", str(small.conf))
+        names = [str(n) for n in range(10)]
+        assert dict(run_units(make_round(tmp_path, work.note, names, workers=100))) == dict.fromkeys(names)
+    assert all("--array=0-2\n" in script for script in scripts(tmp_path)[:3])
+    assert work.tries(tmp_path / "notes") == dict.fromkeys(names, 1)
+
+
 def test_a_closed_iterator_cancels_its_tasks(tmp_path):
     there = jobs_there()
     outcomes = run_units(make_round(tmp_path, work.wait, ["0", "long300"]))
