@@ -4,8 +4,8 @@ In: a command line of the pipeline (`mine key=value …`, or `all …`), which i
 scripts `out/jobs/{stage}.sbatch`, logs `out/jobs/{stage}.log`, and `out/jobs/submitted.json`: {stage: {job, log}}.
 
 A stage's own process plans its units, sends them on, and writes the manifest; so the chain goes on without the machine
-it was submitted from. A stage that is finished costs no job: it is looked at again in that of the stage before it, as
-what it reads may change there.
+it was submitted from. Where its time is too short for that, it is queued again. A stage that is finished costs no job: it
+is looked at again in that of the stage before it, as what it reads may change there.
 """
 
 import json
@@ -25,19 +25,23 @@ from jobs.sbatch import State
 
 TAIL = 20  # lines of a log
 WARNING_SECONDS = 120
-SAVING = """\
-# It saves when its time is nearly up (USR1), and ends with exit code 85; so it does where a node was lost. Then it is queued
-# again, and goes on from there, unless it was cancelled (TERM).
-stage=$!
-cancelled=
-trap 'kill -USR1 $stage' USR1
-trap 'cancelled=yes; kill -TERM $stage' TERM
-while kill -0 $stage 2>/dev/null; do wait $stage || true; done
-code=0
-wait $stage || code=$?
-trap - USR1 TERM
-if [ $code = 85 ] && [ -z "$cancelled" ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi
-[ $code = 0 ] || exit $code"""
+RUN = """\
+set -e
+
+# A stage that is told that its time is nearly up (USR1) saves what it has and ends with exit code 85; so does train where a
+# node was lost. Then this job is queued again, and goes on from there, unless it was cancelled (TERM).
+run() {
+  local stage cancelled= code=0
+  "$@" &
+  stage=$!
+  trap 'kill -USR1 $stage' USR1
+  trap 'cancelled=yes; kill -TERM $stage' TERM
+  while kill -0 $stage 2>/dev/null; do wait $stage || true; done
+  wait $stage || code=$?
+  trap - USR1 TERM
+  if [ $code = 85 ] && [ -z "$cancelled" ]; then exec scontrol requeue "$SLURM_JOB_ID"; fi
+  return $code
+}"""
 
 
 @dataclass(frozen=True)
@@ -188,13 +192,12 @@ def _script(chain: Chain, group: Sequence[dict[str, Any]], log: Path, before: in
         "requeue": "",  # after a node's failure; finished units stay
     }
     resources = Resources(**group[0]["needs"])
-    if group[0]["saves"]:
-        options["signal"] = f"B:USR1@{resources.warning or WARNING_SECONDS}"
+    options["signal"] = f"B:USR1@{resources.warning or WARNING_SECONDS}"
     settings = [shlex.quote(argument) for argument in chain.arguments[1:]]
-    lines = ["set -e"]
+    lines = [RUN]
     for stage in group:
-        command = " \\\n  ".join([f"{shlex.quote(sys.executable)} -m pipeline {stage['stage']}", *settings])
-        lines += ["", f"{command} &\n{SAVING}" if stage["saves"] else command]
+        command = f"run {shlex.quote(sys.executable)} -m pipeline {stage['stage']}"
+        lines += ["", " \\\n  ".join([command, *settings])]
     return sbatch.script(f"{name}: the stage's own process.", options, resources, lines)
 
 

@@ -61,7 +61,6 @@ def script(comment: str, options: Mapping[str, str | int | None], resources: Res
     fewest = f"{resources.min_nodes}-" if resources.min_nodes else ""
     needs = {
         "nodes": f"{fewest}{resources.nodes}" if resources.nodes else None,
-        "ntasks-per-node": 1 if resources.nodes else None,
         "gpus-per-node": resources.gpus,
         "cpus-per-task": resources.cores,
         "mem": resources.memory,

@@ -20,6 +20,9 @@ from pipeline.config import Config, describe, load, load_settings
 from pipeline.stage import Stage, StageError
 from pipeline.stages import SPECS
 from pipeline.terminal import printable
+from pipeline.training.launch import STOPPED
+
+ENDING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(arguments: list[str]) -> int:
@@ -89,8 +92,7 @@ def state(command: str, config: Config) -> dict[str, Any]:
     for stage in chosen(command, config):
         needs = executor.needs(stage.spec.name) if stage.spec.here else executor.controller.over(executor.resources)
         finished = stage.is_finished()
-        kind = {"finished": finished, "always": stage.spec.always, "saves": stage.spec.here}
-        rows.append({**kind, "needs": asdict(needs), **stage.progress()})
+        rows.append({"finished": finished, "always": stage.spec.always, "needs": asdict(needs), **stage.progress()})
     return {"out": str(Path(config.out).absolute()), "executor": executor.kind, "stages": rows}
 
 
@@ -136,11 +138,16 @@ def _show(value: object) -> str:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    """Ends, once, whoever sends the signal again; after USR1 the same command is to go on later."""
+    for other in ENDING:
+        signal.signal(other, signal.SIG_IGN)
+    print(f"ended by {signal.Signals(number).name}; finished units stay", file=sys.stderr)
+    raise SystemExit(STOPPED if number == signal.SIGUSR1 else 128 + number)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in ENDING:
+        signal.signal(number, _terminate)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -72,7 +72,8 @@ def launch(job: Path, processes: int, log: Path, nodes: int = 1) -> None:
             preexec_fn=end_with_parent,
         ) as run,
     ):
-        told, grace = _Told(), threading.Timer(GRACE, run.kill)  # for a rank that waits for one that is gone
+        told = _Told()
+        grace = threading.Timer(GRACE, run.kill)
         assert run.stdout is not None
         for line in run.stdout:
             rank, text = logs.write(line)
@@ -83,6 +84,8 @@ def launch(job: Path, processes: int, log: Path, nodes: int = 1) -> None:
                 signals.reaches(text)
             if told.failure and grace.ident is None:
                 grace.start()
+        if grace.ident is not None and not grace.is_alive():
+            told.give_up()
         grace.cancel()
     shutil.rmtree(pieces, ignore_errors=True)
     if told.mistake:
@@ -153,6 +156,7 @@ class _Told:
         self.mistake = self.stopped = ""
         self.lost: list[str] = []
         self._exception = ""
+        self._failed: set[int] = set()
         self._nodes: dict[int, str] = {}
         self._rank = -1
 
@@ -163,10 +167,12 @@ class _Told:
 
     def hear(self, rank: int | None, text: str) -> str:
         """Takes a line; returns what kind of line a rank's is."""
-        kind, _, what = text.partition(": ")
         if rank is None:
             self._hear_starter(text)
             return ""
+        kind, _, what = text.partition(": ")
+        if kind in ("error", "failed"):
+            self._failed.add(rank)
         if kind == "started":
             self._nodes[rank] = what.split()[-1]
         elif kind == "error":
@@ -176,6 +182,10 @@ class _Told:
         elif kind == "stopped":
             self.stopped = self.stopped or what
         return kind
+
+    def give_up(self) -> None:
+        """Those that have said nothing when the others had failed are lost: ranks fail when they miss one."""
+        self.lost += [f"rank {rank}{self._place(rank)} did not answer" for rank in sorted(self._nodes.keys() - self._failed)]
 
     def _hear_starter(self, text: str) -> None:
         if match := NODE_FAILURE.match(text):

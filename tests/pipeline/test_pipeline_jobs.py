@@ -15,7 +15,7 @@ from slurm_cluster import Cluster
 from pipeline.outputs import read_json
 
 pytestmark = pytest.mark.slow
-CLUSTER = ["executor=slurm", "executor.workers=2", "executor.resources.memory=1G", "executor.resources.bundle=20"]
+CLUSTER = ["executor=slurm_dev"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,26 +116,26 @@ def test_the_whole_road_cancelled_on_the_way_and_submitted_again(local, slurm, t
 def test_a_unit_that_always_fails_is_marked_and_the_others_are_done(local, slurm, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(local, out)
-    start_over(out, "mine", "near")
-    (out / "mine/demo-00001.parquet/in-the-way").mkdir(parents=True)
-    chain = "stages=[mine,near]"
+    start_over(out, "hash", "dedup")
+    (out / "hash/demo-00001.keys/in-the-way").mkdir(parents=True)
+    chain = "stages=[hash,dedup]"
     assert len(jobs_good("submit", "all", out, chain)) == 2
     wait_for(lambda: not slurm.run("squeue", "--noheader"))
     lines = jobs_good("status", "all", out, chain)
     rows = table(lines)
-    assert rows["mine"] | {"log": ""} == {
-        **{"stage": "mine", "state": "failed", "units": "3", "done": "2", "running": "0", "failed": "1", "left": "1"},
+    assert rows["hash"] | {"log": ""} == {
+        **{"stage": "hash", "state": "failed", "units": "3", "done": "2", "running": "0", "failed": "1", "left": "1"},
         **{"rate": "-", "time left": "-", "log": ""},
     }
-    assert rows["near"]["state"] == "not begun"
+    assert rows["dedup"]["state"] == "not begun"
     assert "demo-00001.error: IsADirectoryError" in lines[-1]
-    said = "\n".join(jobs_good("logs", "mine", out))
+    said = "\n".join(jobs_good("logs", "hash", out))
     assert "1 of 3 units failed, the others are done; demo-00001: IsADirectoryError" in said and "Traceback" in said
-    shutil.rmtree(out / "mine/demo-00001.parquet")
+    shutil.rmtree(out / "hash/demo-00001.keys")
     before = records(out)
-    jobs_good("submit", "all", out, chain)
+    jobs_good("submit", "hash", out)
     wait_for(lambda: not slurm.run("squeue", "--noheader"))
-    assert digest("near", out) == digest("near", local)
+    assert digest("hash", out) == digest("hash", local)
     after = records(out)
     assert {name: after[name] for name in before} == before
 
@@ -160,7 +160,7 @@ def test_a_dry_run_sends_and_writes_nothing(local, slurm, tmp_path):
     out = tmp_path / "out"
     said = "\n".join(jobs_good("submit", "all", out, "--dry-run"))
     assert said.count("#!/bin/bash") == len(ROAD)
-    assert "#SBATCH --dependency=afterok:JOB_OF_fetch" in said and "  executor.workers=2" in said
+    assert "#SBATCH --dependency=afterok:JOB_OF_fetch" in said and "  executor=slurm_dev" in said
     assert not out.exists() and not slurm.run("squeue", "--noheader")
 
 

@@ -24,6 +24,8 @@ def copy(outputs, source: str, log: str, mode: str = "") -> dict:
         raise KeyError("oops")
     if mode == "full":
         raise OSError(28, "No space left on device")
+    if mode == "flaky" and Path(log).read_text().split().count(Path(source).name) < 3:
+        raise OSError(116, "Stale file handle")
     outputs.path("copies/never-written")
     return {"bytes": len(data)}
 
@@ -130,9 +132,48 @@ def test_an_unexpected_error_costs_its_unit_and_the_others_are_finished(sources)
         run(sources, modes={1: "bug"})
     assert set(copies(sources)) == {"in-0", "in-2", "in-3"}
     assert "Traceback" in (sources / "out/records/mine/mine/u1.error").read_text()
+    assert done(sources).count("in-1") == 3
     run(sources)
     assert done(sources).count("in-2") == 1
     assert not (sources / "out/records/mine/mine/u1.error").exists()
+
+
+def test_a_unit_that_fails_twice_then_succeeds(sources):
+    run(sources, modes={1: "flaky"})
+    assert [done(sources).count(f"in-{n}") for n in range(4)] == [1, 3, 1, 1]
+    assert len(copies(sources)) == 4 and not list((sources / "out/records").rglob("*.error"))
+
+
+def test_attempts_are_a_choice(sources):
+    with pytest.raises(StageError, match=r"1 of 4 units failed, the others are done; u1: OSError: .*Stale file handle"):
+        run(sources, "executor.attempts=2", modes={1: "flaky"})
+    assert done(sources).count("in-1") == 2
+
+
+def test_progress_is_seen_from_outside(sources):
+    outside = Stage(SPEC, load([f"out={sources / 'out'}"]))
+    assert outside.progress() == {"stage": "mine", "active": False, "rounds": []}
+    run(sources, numbers=range(2))
+    with pytest.raises(StageError):
+        run(sources, modes={2: "bug"})
+    progress = outside.progress()
+    [of_round] = progress["rounds"]
+    assert not progress["active"] and of_round.pop("begun") > 1.7e9
+    assert of_round == {
+        **{"round": "mine", "units": 4, "missing": 2, "done": 3, "running": 0},
+        "failed": [str(sources / "out/records/mine/mine/u2.error")],
+    }
+    with open_stage(sources):
+        assert outside.progress()["active"]
+
+
+def test_an_array_that_a_killed_process_left_is_not_ignored(sources, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    left = sources / "out/jobs/mine/mine/1/job"
+    left.parent.mkdir(parents=True)
+    left.write_text("12")
+    with pytest.raises(ValueError, match="jobs 12 of Slurm may still work on it: scancel: not found"), open_stage(sources):
+        pass
 
 
 def test_what_was_renamed_without_a_record_is_taken_back(sources):
