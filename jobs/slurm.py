@@ -10,7 +10,7 @@ In: a round. Out: its outcomes as units end. Everything that was sent lies, to b
     {n}/job               the array's job id, while it is there
 
 At most `workers` tasks are there at a time, so neither a partition's limits nor a folder are filled up: when a quarter of
-them is free, the next array goes out. The fewer units are left, the smaller the bundles. A unit that failed goes out
+an array is free, the next one goes out. The fewer units are left, the smaller the bundles. A unit that failed goes out
 again with others of its kind: not to nodes where it failed if there are others, and with twice the memory or time
 where it ran out of it.
 """
@@ -115,7 +115,7 @@ def run_units(job: Round[Any]) -> Outcomes:
     limit = min(sbatch.max_array_size(), LARGEST, job.workers)
     waiting: dict[tuple[int, int, frozenset[str]], list[Try]] = defaultdict(list)
     waiting[Try("").kind] = [Try(name) for name in job.units]
-    sent = _Sent()
+    sent, told = _Sent(), ""
     begin = time.monotonic()
 
     def judge(unit: Try, failure: Failure | None, node: str) -> bool:
@@ -137,12 +137,15 @@ def run_units(job: Round[Any]) -> Outcomes:
         while sent.tasks or any(waiting.values()):
             free = min(limit, job.workers - len(sent.tasks))
             for kind in [kind for kind, tries in waiting.items() if tries]:
-                if free < max(1, job.workers // 4):
+                if free < max(1, limit // 4):
                     break
                 try:
                     free -= _send(job, waiting[kind], free, sent)
                 except Refused as refused:
                     if refused.later:
+                        if str(refused) != told:
+                            told = str(refused)
+                            print(f"{job.name}: Slurm takes no more for now: {told}", file=sys.stderr, flush=True)
                         break
                     if kind == Try("").kind:
                         raise ValueError(f"{job.name}: Slurm refuses it: {refused}") from None

@@ -60,6 +60,15 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+def test_arrays_are_no_larger_than_the_cluster_allows(tmp_path, monkeypatch):
+    with Cluster(tmp_path / "c", nodes=1, cpus=4, settings={"MaxArraySize": "3"}) as small:
+        monkeypatch.setenv("SLURM_CONF", str(small.conf))
+        names = [str(n) for n in range(10)]
+        assert dict(run_units(make_round(tmp_path, work.note, names, workers=100))) == dict.fromkeys(names)
+    assert all("--array=0-2\n" in script for script in scripts(tmp_path)[:3])
+    assert work.tries(tmp_path / "notes") == dict.fromkeys(names, 1)
+
+
 @pytest.fixture(scope="module")
 def overtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Failure | None], threading.Thread]]:
     """A round with a unit that takes longer than its task's limit of a minute; it runs beside the other tests."""
@@ -134,15 +143,15 @@ def test_a_node_that_dies_in_the_middle_of_an_array(tmp_path, slurm, overtime):
 
 
 def test_a_closed_iterator_cancels_its_tasks(tmp_path):
-    there = jobs_there()
     outcomes = run_units(make_round(tmp_path, work.wait, ["0", "long300"]))
     assert next(outcomes) == ("0", None)
+    array = (tmp_path / "jobs/1/job").read_text().strip()
+    assert f"{array}_1" in jobs_there()
     outcomes.close()
-    wait_for(lambda: set(jobs_there()) <= set(there))
+    wait_for(lambda: f"{array}_1" not in jobs_there())
 
 
 def test_what_a_killed_process_left_is_cancelled(tmp_path):
-    there = jobs_there()
     code = (
         "import sys; from pathlib import Path; import work; from jobs.executor import Round; from jobs.slurm import run_units\n"
         "folder = Path(sys.argv[1])\n"
@@ -151,10 +160,11 @@ def test_what_a_killed_process_left_is_cancelled(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code, tmp_path]) as process:
         wait_for((tmp_path / "long300").exists)
         process.kill()
-    assert set(jobs_there()) > set(there)
+    left = tmp_path / "jobs/mine/mine/1/job"
+    array = left.read_text().strip()
+    assert f"{array}_0" in jobs_there()
     end_former(tmp_path / "jobs" / "mine")
-    assert set(jobs_there()) <= set(there)
-    assert not list(tmp_path.glob("jobs/mine/mine/*/job"))
+    assert f"{array}_0" not in jobs_there() and not left.exists()
 
 
 def test_a_unit_over_its_time_limit_gets_twice_as_much(overtime):
