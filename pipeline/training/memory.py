@@ -52,6 +52,6 @@ def out_of_memory(job: Job, world: int) -> str:
         ways.append("zero=3_offload holds them on the host")
     return (
         f"out of memory: with zero={name} and {world} as world size a rank holds about {human_bytes(states)} of weights,"
-        f" gradients and optimizer states, and keeps {human_bytes(kept)} of activations for train.micro_batch={train.micro_batch};"
-        f" {', '.join(ways) or 'use more ranks or a smaller model'}"
+        f" gradients and optimizer states, and keeps {human_bytes(kept)} of activations for"
+        f" train.micro_batch={train.micro_batch}; {', '.join(ways) or 'use more ranks or a smaller model'}"
     )

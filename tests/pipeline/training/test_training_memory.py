@@ -45,8 +45,8 @@ def test_what_to_change() -> None:
 
     assert said(ZeroConfig(1), 8) == (
         "out of memory: with zero=1 and 8 as world size a rank holds about 50.5 GB of weights, gradients and optimizer states,"
-        " and keeps 24.7 GB of activations for train.micro_batch=4; train.micro_batch=1 keeps 6.2 GB, train.activations=recompute keeps"
-        " 2.4 GB, zero=2 holds 27.0 GB, zero=3 holds 15.2 GB"
+        " and keeps 24.7 GB of activations for train.micro_batch=4; train.micro_batch=1 keeps 6.2 GB,"
+        " train.activations=recompute keeps 2.4 GB, zero=2 holds 27.0 GB, zero=3 holds 15.2 GB"
     )
     assert said(ZeroConfig(3), 8, micro_batch=1, activations="recompute").endswith("; use more ranks or a smaller model")
     assert "zero=2" not in said(ZeroConfig(1), 1)
