@@ -107,9 +107,9 @@ def _slices(config: TrainConfig, start: int, sample: int, rank: int, world: int)
 def _newest(checkpoints: Path) -> Path | None:
     """Rank 0's choice of a checkpoint, on every rank."""
     newest = checkpoint.latest(checkpoints) if dist.get_rank() == 0 else None
-    step = torch.tensor(int(newest.name.removeprefix("step-")) if newest else 0, device=DEVICE)
+    step = torch.tensor(int(newest.name.removeprefix("step-")) if newest else -1, device=DEVICE)
     dist.broadcast(step, 0)
-    return checkpoints / f"step-{int(step):08d}" if step else None
+    return checkpoints / f"step-{int(step):08d}" if step >= 0 else None
 
 
 class _OnTheWay:
