@@ -220,7 +220,7 @@ def _make_moments(engine: "DeepSpeedEngine", step: int) -> None:
     """Adam's state as it is after `step` steps, moments still zero: AdamW makes it in its first step only."""
     for tensor in engine.module.parameters() if _replicated(engine) else _flat_partitions(engine.optimizer):
         moments = {kind: torch.zeros_like(tensor, requires_grad=False) for kind in MOMENTS}
-        _adam(engine).state[tensor] = {"step": torch.tensor(float(step)), **moments}
+        _adam(engine).state[tensor] = {"step": torch.tensor(float(step), device=tensor.device), **moments}
 
 
 def _flat_partitions(optimizer: Any) -> list[Tensor]:

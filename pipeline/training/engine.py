@@ -45,7 +45,7 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig, world: int, parameter
         "bf16": {"enabled": train.dtype == "bf16"},
         "zero_optimization": {"stage": zero.stage, "reduce_bucket_size": min(BUCKET, parameters)}
         | ({"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}} if zero.offload else {}),
-        "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW does as well, and needs no compiler
+        "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW is one kernel too, and has not to be compiled
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
         "steps_per_print": 2**62,
@@ -86,8 +86,7 @@ def build_engine(model: nn.Module, train: TrainConfig, zero: ZeroConfig, world: 
         {"params": [p for p, shape in shapes.items() if len(shape) >= 2], "weight_decay": train.weight_decay},
         {"params": [p for p, shape in shapes.items() if len(shape) < 2], "weight_decay": 0.0},
     ]
-    fused = zero.offload or None  # on the CPU it has to be asked for
-    adam = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps, fused=fused)
+    adam = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps, fused=True)
     if zero.stage == 3:  # a block's weights come together: its backward needs them all, and outside of its submodules
         set_z3_leaf_modules(model, [Block])
     config = deepspeed_config(train, zero, world, sum(shape.numel() for shape in shapes.values()))

@@ -109,7 +109,9 @@ def test_a_vocabulary_larger_than_the_text_allows(crawl):
     out = crawl / "out"
     for stage in ("fetch", "hash", "dedup", "lm", "mine", "near", "regroup"):
         run_good(stage, out, *local(crawl))
-    assert "tokenizer.vocab_size=30000" in run_bad("tokenizer", out, *local(crawl, "tokenizer.vocab_size=30000"))
+    assert "tokenizer.vocab_size=30000" in run_bad(
+        "tokenizer", out, *local(crawl, "tokenizer.vocab_size=30000", "model.vocab_size=30000")
+    )
 
 
 @pytest.mark.slow
