@@ -7,8 +7,10 @@ there are no random states to restore.
 """
 
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -18,6 +20,7 @@ from pipeline.training import checkpoint
 from pipeline.training.batch import batch_of
 from pipeline.training.engine import DEVICE, build_engine, set_learning_rate
 from pipeline.training.evaluate import perplexity, validation_sums
+from pipeline.training.guard import Event, Guard, margin
 from pipeline.training.job import Job
 from pipeline.training.metrics import Metrics
 from pipeline.training.schedule import learning_rate
@@ -43,12 +46,23 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     engine = build_engine(model, config, job.zero, world)
     checkpoints = folder / "checkpoints"
     newest = _from_rank_0(checkpoint.latest(checkpoints) if rank == 0 else None)
-    start, sample = checkpoint.load(engine, newest, job.json()) if newest else (0, 0)
-    metrics = Metrics(folder, start, config)
+    guard = Guard(engine, folder, config)
+    saver = checkpoint.Saver(engine, checkpoints, config.keep_checkpoints, config.keep_every)
 
-    batches = loader.batches(sample + rank * share, share, config.batch)
-    step = start
-    for step in range(start + 1, config.steps + 1):
+    def go_on(path: Path | None, event: Event | None = None) -> tuple[int, int, Metrics, Generator[np.ndarray]]:
+        state = checkpoint.load(engine, path, job.json()) if path else checkpoint.State()
+        if event:
+            guard.roll_back(event, state.step, state.sample)
+        guard.go_on(state.step, state.guard)
+        batches = loader.batches(state.sample + rank * share, share, config.batch, guard.skipped)
+        return state.step, state.sample, Metrics(folder, state.step, config), batches
+
+    step, sample, metrics, batches = go_on(newest)
+    if not newest and config.guard == "rollback":  # there is always one to go back to
+        saver.save(checkpoint.State(), job.json())
+    start = step
+    while step < config.steps:
+        step += 1
         metrics.start()
         rate = learning_rate(step, config)
         set_learning_rate(engine, rate)
@@ -58,17 +72,24 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         count, stopping = told  # labels of the global batch; ranks that were told to stop
 
         loss = torch.zeros((), device=DEVICE)  # this rank's part of the mean over the global batch's labels
+        guard.watch(step, sample, config.batch, loss)
         for micro in batch.split(config.micro_batch):
             loss_sum, _ = engine(*micro)
-            engine.backward(loss_sum / count * (accumulation * world))  # DeepSpeed divides by both
-            engine.step()  # clips and steps with the last micro-batch
             loss += loss_sum.detach() / count
+            engine.backward(loss_sum / count * (accumulation * world))  # DeepSpeed divides by both
+            engine.step()  # clips and steps with the last micro-batch, where the guard lets it
         sample += config.batch
         metrics.add(step, rate, loss, engine.get_global_grad_norm())
 
         ends = step == config.steps or bool(stopping)  # waits for the start of this step, while its work is in the queue
         validates = step % config.validate_every == 0 or step == config.steps
         saves = step % config.checkpoint_every == 0 or ends
+        if event := guard.found(all_of_them=validates or saves):
+            back = _from_rank_0(saver.go_back(event["step"], margin(event)))
+            metrics.close()
+            batches.close()
+            step, sample, metrics, batches = go_on(back, event)
+            continue
         if validates or saves or step % config.log_every == 0 or step == start + 1:
             rows = metrics.stop()
             if validates:
@@ -77,9 +98,11 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
                 rows[-1]["validation_loss"] = perplexity(sums)["loss"]
             metrics.write(rows)
         if saves:
-            checkpoint.save(engine, checkpoints, step, sample, job.json(), config.keep_checkpoints)
+            saver.save(checkpoint.State(step, sample, guard.state()), job.json())
+        saver.check()
         if ends:
             break
+    saver.finish()
     batches.close()
     metrics.close()
     return step
