@@ -122,12 +122,12 @@ class Saver:
         self.check()
 
     def go_back(self, step: int, margin: int) -> Path | None:
-        """The newest good checkpoint of at least `margin` steps before `step`, or else the newest before it; those after it
-        are removed. Rank 0's answer counts."""
+        """The newest good checkpoint of `margin` (from 1) or more steps before `step`, or else the newest before it; those
+        after it are removed. Rank 0's answer counts. Raises ValueError where there is none."""
         self.finish()
         if self._rank != 0:
             return None
-        path = latest(self._folder, step - margin + 1) or latest(self._folder, step)
+        path = latest(self._folder, before=step - margin + 1) or latest(self._folder, before=step)
         if path is None:
             raise ValueError(f"{self._folder}: no good checkpoint before step {step} to go back to")
         for other in [other for other in _all(self._folder) if other > path]:

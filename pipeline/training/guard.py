@@ -26,6 +26,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import deepspeed.runtime.bf16_optimizer
 import deepspeed.runtime.zero.stage3
 import deepspeed.runtime.zero.stage_1_and_2
 import torch
@@ -39,17 +40,25 @@ from pipeline.training.settings import TrainConfig
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-# DeepSpeed's own check of the norm, which waits for the device. (The one of the gradients is turned off in its configuration.)
-for stage in (deepspeed.runtime.zero.stage_1_and_2, deepspeed.runtime.zero.stage3):
-    stage.is_invalid_grad_norm = lambda norm: False
-
 Event = dict[str, Any]  # a line of the file
 FILE = "events.jsonl"
 WINDOW = 128  # good steps, as in OLMo-core
 LEAST = WINDOW // 2  # good steps before the first can be called a spike, as in OLMo-core
 NORMAL = 1.4826  # times the median absolute deviation is the standard deviation of normal numbers
 FLOOR = 0.005  # least deviation of logarithms: nothing within 6 x 0.5 % of the median is a spike, however even the steps were
-BEFORE_SPIKE = 100  # steps before a spike that a rollback goes back at least, where it can: PaLM's
+BEFORE_SPIKE = 100  # steps that a rollback undoes: PaLM went back about 100, and left out 200 to 500 batches
+
+
+def _clip(input_tensors: list[Tensor], max_norm: float, global_norm: Tensor, mpu: None, eps: float = 1e-6) -> None:
+    for tensor in input_tensors:
+        tensor.detach().mul_((max_norm / (global_norm + eps)).clamp(max=1.0))
+
+
+# What DeepSpeed's optimizers wait for the device for: whether the norm is finite (a check of the gradients themselves is turned
+# off in the configuration), and that of bf16 with ZeRO-1 also for whether it has to clip.
+for module in (deepspeed.runtime.bf16_optimizer, deepspeed.runtime.zero.stage_1_and_2, deepspeed.runtime.zero.stage3):
+    module.is_invalid_grad_norm = lambda norm: False
+deepspeed.runtime.bf16_optimizer.clip_tensors_by_global_norm = _clip
 
 
 def judge(window: Tensor, seen: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,9 +141,9 @@ class Guard:
                 "samples": ranges_of(judged.sample, judged.count, self.skipped),
                 "seen": "spike" if math.isfinite(loss) and math.isfinite(norm) else "not finite",
                 "loss": _json_number(loss),
-                "loss_score": _json_number(loss_score),
+                "loss_score": None if math.isnan(loss_score) else loss_score,
                 "grad_norm": _json_number(norm),
-                "grad_norm_score": _json_number(norm_score),
+                "grad_norm_score": None if math.isnan(norm_score) else norm_score,
                 "action": self._config.guard,
             }
             if self._config.guard == "rollback":
@@ -151,14 +160,15 @@ class Guard:
         return None
 
     def roll_back(self, event: Event, step: int, sample: int) -> None:
-        """Records that the run goes back to the checkpoint of `step`, before the `sample`-th sample, because of `event`, and
-        takes the samples of the event out; of a spike those of BEFORE_SPIKE steps before it too, as far as the checkpoint is
-        back. (A replay is exact, so without them the weights would come to the same place.)
+        """Records that the run goes back to the checkpoint of `step`, at sample `sample`, because of `event`, and takes out the
+        samples of the last `margin` steps, as far as the checkpoint is back. (A replay is exact: with no more than the event's
+        own samples out, it would come to the same weights before the step.)
 
         Raises ValueError in one line after `train.guard_limit` rollbacks to the same checkpoint.
         """
-        first = max(sample, self._last.sample - margin(event) * self._last.count)
-        taken_out = ranges_of(first, self._last.sample + self._last.count - first, self.skipped)
+        end = self._last.sample + self._last.count
+        first = max(sample, end - margin(event) * self._last.count)
+        taken_out = ranges_of(first, end - first, self.skipped)
         self._record(event | {"to": step, "taken_out": taken_out})
         to = [other["to"] for other in self._events if "to" in other]
         times = next((i for i, other in enumerate(reversed(to)) if other != step), len(to))
@@ -172,6 +182,7 @@ class Guard:
         norm = getattr(self._engine.optimizer, "_global_grad_norm", self._engine._global_grad_norm)
         # The norm is of all ranks already; as a sum over them it is the same number everywhere, to the last bit.
         norm = torch.as_tensor(norm, dtype=torch.float64, device=self._device) / dist.get_world_size()
+        norm = torch.where(norm < 0, torch.inf, norm)  # DeepSpeed's -1 for what is not finite
         seen = torch.stack([current.loss.double(), norm])
         dist.all_reduce(seen)
         bad, scores, self._window = judge(self._window, seen, self._config.guard_sigma)
@@ -228,8 +239,9 @@ def read_events(folder: Path) -> list[Event]:
 
 
 def margin(event: Event) -> int:
-    """Steps before the event that a rollback goes back at least, where it can: what led to a spike may lie before it."""
-    return BEFORE_SPIKE if event["seen"] == "spike" else 0
+    """So many steps, that of the event the last of them, are undone by a rollback and their samples taken out: of a spike what
+    led to it too."""
+    return BEFORE_SPIKE if event["seen"] == "spike" else 1
 
 
 def _told(event: Event) -> str:
@@ -245,5 +257,5 @@ def _told(event: Event) -> str:
 
 
 def _json_number(value: float) -> float | str:
-    """JSON has neither infinities nor NaN; a z-score is NaN where there is none."""
+    """JSON has neither infinities nor NaN."""
     return value if math.isfinite(value) else str(value)
