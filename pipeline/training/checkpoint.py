@@ -31,6 +31,7 @@ from torch import Tensor
 
 from model.llama import Llama
 from pipeline.outputs import digest_file, read_json, sync_folder, write_json
+from pipeline.progress import human_bytes
 from pipeline.training.job import Job
 
 if TYPE_CHECKING:  # reading needs no DeepSpeed
@@ -183,9 +184,10 @@ class Saver:
         except OSError as error:
             if self._rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
+            size = 12 * sum(torch.Size(shape).numel() for shape in manifest["parameters"].values())
             raise ValueError(
-                f"{final} could not be saved: {error.strerror}. Make room there (train.keep_checkpoints={self._keep} may be"
-                " less); the same command goes on from the checkpoint before it"
+                f"{final} could not be saved: {error.strerror}. Make room there (a checkpoint takes {human_bytes(size)}); the"
+                " same command goes on from the checkpoint before it"
             ) from error
 
     def _remove_old(self, final: Path) -> None:

@@ -45,7 +45,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counts = ("sequence", "batch_tokens", "micro_batch", "steps", "processes")
-        for name in (*counts, "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
+        for name in (*counts, "checkpoint_every", "keep_checkpoints", "validate_every", "log_every", "guard_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
         for name in ("lr", "adam_eps", "clip"):
@@ -60,14 +60,14 @@ class TrainConfig:
             raise ValueError(f"train.weight_decay={self.weight_decay}: choose 0 or a positive number")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"train.warmup_steps={self.warmup_steps}: choose 0 to train.steps={self.steps}")
-        if self.keep_every < 0:
-            raise ValueError(f"train.keep_every={self.keep_every}: choose 0 or a number of steps")
+        if self.keep_every < 0 or self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"train.keep_every={self.keep_every}: choose 0 or a multiple of train.checkpoint_every={self.checkpoint_every}"
+            )
         if self.guard not in ("skip", "stop", "rollback"):
             raise ValueError(f"train.guard={self.guard}: choose skip, stop or rollback")
         if not self.guard_sigma > 0:
             raise ValueError(f"train.guard_sigma={self.guard_sigma}: choose a positive number")
-        if self.guard_limit < 1:
-            raise ValueError(f"train.guard_limit={self.guard_limit}: must be at least 1")
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"train.dtype={self.dtype}: choose bf16 or fp32")
         if self.activations not in ACTIVATIONS:

@@ -1,10 +1,16 @@
 """Checkpoints: fragments put together however they were cut, and what a crash can leave behind."""
 
+import contextlib
 import json
 import os
+import random
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +25,7 @@ from torch import nn
 from pipeline.outputs import digest_file
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import KINDS, Saver, State, _Pieces, latest, load, load_weights
+from pipeline.training.metrics import read_metrics
 
 # Fragments
 
@@ -319,3 +326,117 @@ def test_another_order_of_the_samples(tmp_path: Path, change: dict[str, Any], sa
     saved(tmp_path, 1)
     with pytest.raises(ValueError, match=f"step-00000001: {said}: the data has another order$"):
         load(engine(0), tmp_path / "step-00000001", JOB | change)
+
+
+# Real runs, of two ranks and a model that takes a while to write
+
+ROOT = Path(__file__).resolve().parents[3]
+LARGER = {"dim": 128, "layers": 4, "heads": 4, "kv_heads": 4, "hidden": 512, "vocab_size": 2000, "max_sequence": 32}  # 18 MB
+COMMAND = """
+import pathlib, sys
+from pipeline.training.launch import launch
+
+job = pathlib.Path(sys.argv[1])
+launch(job, 2, job.with_name("log.txt"))
+"""
+
+
+def larger(make_job: Any, folder: Path, **train: Any) -> Path:
+    path: Path = make_job(folder, 1, **{"checkpoint_every": 2, "keep_checkpoints": 3, "log_every": 1, "steps": 12} | train)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": LARGER}))
+    return path
+
+
+def launched(job: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", COMMAND, str(job)], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def ranks_of(job: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"pipeline.training.rank" in command and str(job).encode() in command and b"--standalone" not in command:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(what: Any) -> None:
+    until = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.0005)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_while_it_saves(make_job: Any, tmp_path: Path) -> None:
+    seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
+    print(f"KILL_SEED={seed} kills at the same moments")
+    moments = random.Random(seed)
+    whole, job = larger(make_job, tmp_path / "whole"), larger(make_job, tmp_path / "killed")
+    _, told = launched(whole).communicate(timeout=300)
+    assert read_metrics(whole.parent)[-1]["step"] == 12, told
+    folder, before = job.parent / "checkpoints", -1
+    for number in range(4):
+        run = launched(job)
+        if number % 2:  # from the first step after a start on
+            reached = len(read_metrics(job.parent))
+            wait_for(lambda reached=reached: len(read_metrics(job.parent)) > reached)
+            time.sleep(moments.uniform(0, 0.1))
+        else:
+            wait_for(lambda: list(folder.glob(".step-*.tmp")) if folder.exists() else [])
+            time.sleep(moments.uniform(0, 0.03))
+        os.kill(moments.choice([run.pid, *ranks_of(job)]), signal.SIGKILL)
+        _, told = run.communicate(timeout=120)
+        wait_for(lambda: not ranks_of(job))
+        if number == 3:
+            assert "is broken and passed over: rank-00001.safetensors has another digest" in told
+        newest = latest(folder)
+        reached = int(newest.name[5:]) if newest else 0
+        print(f"kill {number}: step {reached}, {[path.name for path in folder.iterdir()]}")
+        assert reached >= before, "a checkpoint that was there is there"
+        if newest:
+            assert load_weights(newest).keys() == load_weights(latest(whole.parent / "checkpoints")).keys()
+        before = reached
+        if number == 2:
+            assert newest is not None
+            flip(newest / "rank-00001.safetensors")
+            before = 0
+    _, told = launched(job).communicate(timeout=300)
+    expected, rows = read_metrics(whole.parent), read_metrics(job.parent)
+    assert [row["step"] for row in rows] == list(range(1, 13)), told
+    assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
+    files = [
+        json.loads((path.parent / "checkpoints" / "step-00000012" / MANIFEST).read_text())["files"] for path in (job, whole)
+    ]
+    assert files[0] == files[1]
+    assert names(folder) == ["step-00000008", "step-00000010", "step-00000012"]
+
+
+@pytest.mark.slow
+def test_a_full_disk(make_job: Any, tmp_path: Path) -> None:
+    job = larger(make_job, tmp_path, steps=8)
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=45m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a small disk: {mounted.stderr.strip()}")
+    try:
+        run = launched(job)
+        _, told = run.communicate(timeout=120)
+        last = told.strip().splitlines()[-1]
+        assert last.startswith(f"ValueError: {folder}/step-00000006 could not be saved: No space left on device (rank "), told
+        assert last.endswith(
+            "Make room there (a checkpoint takes 18.7 MB); the same command goes on from the checkpoint before it"
+        )
+        wait_for(lambda: not ranks_of(job))
+        assert names(folder) == ["step-00000002", "step-00000004"]
+        assert latest(folder) == folder / "step-00000004"
+        subprocess.run(["mount", "-o", "remount,size=90m", folder], check=True)
+        run = launched(job)
+        _, told = run.communicate(timeout=120)
+        assert run.returncode == 0, told
+        assert names(folder) == ["step-00000004", "step-00000006", "step-00000008"]
+        assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 9))
+    finally:
+        subprocess.run(["umount", folder], check=True)
