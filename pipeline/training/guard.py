@@ -23,6 +23,7 @@ the delay changes nothing.
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from pipeline.outputs import sync_folder
 from pipeline.tokens.loader import ranges_of
+from pipeline.training.engine import DEVICE
 from pipeline.training.settings import TrainConfig
 
 if TYPE_CHECKING:
@@ -91,20 +93,19 @@ class Guard:
         self._adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
         assert all(group["fused"] for group in self._adam.param_groups), "only the fused AdamW obeys found_inf"
         self._adam.register_step_pre_hook(lambda *_: self._judge())
-        self._device = next(engine.module.parameters()).device
         self._events = read_events(folder)
         dist.barrier()  # all have read
 
     def go_on(self, step: int, state: dict[str, Any]) -> None:
         """Takes up what `state` returned after `step`, {} before the first, and what rollbacks took out since. Events of the
         steps behind it are removed but for rollbacks, as these steps come again."""
-        self._window = torch.full((2, WINDOW), torch.nan, dtype=torch.float64, device=self._device)
+        self._window = torch.full((2, WINDOW), torch.nan, dtype=torch.float64, device=DEVICE)
         if known := len(state.get("window", [[]])[0]):
             self._window[:, -known:] = torch.tensor(state["window"], dtype=torch.float64)
         self._in_a_row = state.get("in_a_row", 0)
-        self._halted = torch.zeros((), dtype=torch.bool, device=self._device)
-        self._waiting: list[_Judged] = []
-        self._current: _Judged | None = None
+        self._halted = torch.zeros((), dtype=torch.bool, device=DEVICE)
+        self._waiting: list[_Step] = []
+        self._current: _Step | None = None
         self._events = [event for event in self._events if event["step"] <= step or event["action"] == "rollback"]
         taken_out = [part for event in self._events for part in event.get("taken_out", [])]
         self.skipped = sorted({(first, end) for first, end in [*state.get("skipped", []), *taken_out]})
@@ -121,7 +122,7 @@ class Guard:
     def watch(self, step: int, sample: int, count: int, loss: Tensor) -> None:
         """The step that comes, its samples (their numbers without those in `skipped`), and the tensor that will have this
         rank's part of the loss when Adam's step comes."""
-        self._current = _Judged(step, sample, count, loss)
+        self._current = _Step(step, sample, count, loss)
 
     def found(self, all_of_them: bool) -> Event | None:
         """A bad step for which the run has to be rolled back, as an event that is not recorded yet; of the steps before the
@@ -132,12 +133,13 @@ class Guard:
         """
         ready, self._waiting = (self._waiting, []) if all_of_them else (self._waiting[:-1], self._waiting[-1:])
         for judged in ready:
-            bad, loss, norm, loss_score, norm_score = judged.read()
+            assert judged.decision
+            bad, loss, norm, loss_score, norm_score = judged.decision.arrived()
             if not bad:
                 self._in_a_row = 0
                 continue
             event = {
-                "step": judged.step,
+                "step": judged.number,
                 "samples": ranges_of(judged.sample, judged.count, self.skipped),
                 "seen": "spike" if math.isfinite(loss) and math.isfinite(norm) else "not finite",
                 "loss": _json_number(loss),
@@ -181,15 +183,16 @@ class Guard:
         self._current = None
         norm = getattr(self._engine.optimizer, "_global_grad_norm", self._engine._global_grad_norm)
         # The norm is of all ranks already; as a sum over them it is the same number everywhere, to the last bit.
-        norm = torch.as_tensor(norm, dtype=torch.float64, device=self._device) / dist.get_world_size()
+        norm = torch.as_tensor(norm, dtype=torch.float64, device=DEVICE) / dist.get_world_size()
         norm = torch.where(norm < 0, torch.inf, norm)  # DeepSpeed's -1 for what is not finite
         seen = torch.stack([current.loss.double(), norm])
         dist.all_reduce(seen)
         bad, scores, self._window = judge(self._window, seen, self._config.guard_sigma)
         if self._config.guard != "skip":
             bad, self._halted = bad & ~self._halted, bad | self._halted
-        self._adam.found_inf = (bad | self._halted).float()
-        current.send(torch.cat([bad.double()[None], seen, scores]))
+        where = next(tensor.device for group in self._adam.param_groups for tensor in group["params"])  # offload: the CPU
+        self._adam.found_inf = (bad | self._halted).float().to(where)
+        current.decision = OnTheWay(torch.cat([bad.double()[None], seen, scores]))
         self._waiting.append(current)
 
     def _give_up_after(self, times: int, how: str, event: Event) -> None:
@@ -211,24 +214,31 @@ class Guard:
             print(f"warning: {_told(event)}: {event['action']}{back}", flush=True)
 
 
-class _Judged:
-    """A step, and what was decided about it, on its way from the device."""
+class OnTheWay:
+    """A tensor that is copied to the host while the device works on: waiting for it waits for nothing that is queued later."""
 
-    def __init__(self, step: int, sample: int, count: int, loss: Tensor) -> None:
-        self.step, self.sample, self.count, self.loss = step, sample, count, loss
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if tensor.is_cuda else None
+        if self._event:
+            self._event.record()
 
-    def send(self, values: Tensor) -> None:
-        self._values, self._there = values, None
-        if values.is_cuda:
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._there = torch.cuda.Event()
-            self._there.record()
+    def arrived(self) -> Any:
+        """Its number, or the list of its numbers."""
+        if self._event:
+            self._event.synchronize()
+        return self._copy.tolist()
 
-    def read(self) -> list[float]:
-        if self._there is not None:
-            self._there.synchronize()
-        return self._values.tolist()
+
+@dataclass
+class _Step:
+    """A step, its samples, this rank's part of its loss; and what was decided: bad, loss, norm, their scores."""
+
+    number: int
+    sample: int
+    count: int
+    loss: Tensor
+    decision: OnTheWay | None = None
 
 
 def read_events(folder: Path) -> list[Event]:
