@@ -1,6 +1,6 @@
 """Saving beside training: what a checkpoint holds training up, beside saving it in the foreground.
 
-In: nothing; random tokens train a model of 15 M parameters in fp32, one process, ZeRO-1. Out, in median seconds: a step; what
+In: nothing; random tokens train a model of 5 M parameters in fp32, one process, ZeRO-1. Out, in median seconds: a step; what
 `Saver.save` takes before training goes on; that and what the steps while it writes take longer; for both ways, which take
 turns. `python -m benchmarks.saving`
 """
@@ -26,9 +26,9 @@ from pipeline.training import checkpoint
 from pipeline.training.engine import DEVICE, build_engine, join_ranks
 from pipeline.training.settings import TrainConfig, ZeroConfig
 
-MODEL = LlamaConfig(dim=384, layers=5, heads=6, kv_heads=6, hidden=1024, vocab_size=8192, max_sequence=256)
-TRAIN = TrainConfig(sequence=256, batch_tokens=1024, micro_batch=4, steps=100, warmup_steps=0, dtype="fp32")
-ROUNDS, STEPS = 5, 4  # saves, steps after each
+MODEL = LlamaConfig(dim=256, layers=4, heads=4, kv_heads=4, hidden=688, vocab_size=4096, max_sequence=256)
+TRAIN = TrainConfig(sequence=256, batch_tokens=512, micro_batch=2, steps=100, warmup_steps=0, dtype="fp32")
+ROUNDS, STEPS = 3, 4  # saves, steps after each
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     model = Llama(MODEL, TRAIN.activations)
     model.init_weights(1)
     engine = build_engine(model, TRAIN, ZeroConfig(1), 1)
-    tokens = torch.randint(MODEL.vocab_size, (4, 257), device=DEVICE)
+    tokens = torch.randint(MODEL.vocab_size, (2, 257), device=DEVICE)
 
     def steps() -> list[float]:
         times = []
