@@ -82,7 +82,7 @@ class Saver:
         self._copied: torch.cuda.Event | None = None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        _adam(engine).register_step_pre_hook(lambda *_: self._copied and torch.cuda.current_stream().wait_event(self._copied))
+        _adam(engine).register_step_pre_hook(lambda *_: self._let_copy())
         if self._rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for left in folder.glob(".step-*.tmp"):
@@ -149,6 +149,11 @@ class Saver:
                 self._copies[name].copy_(tensor, non_blocking=True)
         if on_gpu:
             self._copied = stream.record_event()
+
+    def _let_copy(self) -> None:
+        """Before Adam's step, which changes what is copied."""
+        if self._copied is not None:
+            torch.cuda.current_stream().wait_event(self._copied)
 
     def _write(self, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
         try:
@@ -304,7 +309,7 @@ def _write_file(path: Path, tensors: dict[str, Tensor]) -> str:
     text += b" " * (-len(text) % 8)
     digest = xxhash.xxh3_128()
     with path.open("wb") as file:
-        parts = (memoryview(tensor.cpu().numpy()).cast("B") for tensor in tensors.values())
+        parts: Iterator[Any] = (tensor.cpu().numpy().data.cast("B") for tensor in tensors.values())
         for part in itertools.chain([len(text).to_bytes(8, "little"), text], parts):
             file.write(part)
             digest.update(part)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -287,6 +288,15 @@ def garbage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "train"
 
 
+def test_a_loader_passes_over_what_was_taken_out(garbage: Path) -> None:
+    loader = Loader({"crawl": [garbage]}, {"crawl": 1}, {}, 16, 1)
+    parts = [loader.batch(0, 3), loader.batch(7, 10), loader.batch(20, 7)]
+    assert np.array_equal(loader.batch(0, 20, [(3, 7), (17, 20)]), np.concatenate(parts))
+    batches = loader.batches(2, 1, 4, [(3, 7)])
+    assert all(np.array_equal(next(batches), loader.batch(first, 1)) for first in (2, 10, 14))
+    batches.close()
+
+
 @pytest.fixture
 def long_job(make_job: MakeJob, garbage: Path) -> MakeJob:
     def make(folder: Path, zero: int = 1, **train: Any) -> Path:
@@ -346,6 +356,20 @@ def test_a_rollback_goes_a_hundred_steps_back(long_job: MakeJob, run_job: RunJob
     rows = run_job(path)
     expected, _ = plain(Job.read(path), tmp_path, skipped=((0, SPIKE * 8),))
     assert losses(rows) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("zero", "dtype"), [(2, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")])
+def test_a_checkpoint_of_the_first_weights_changes_nothing(
+    make_job: MakeJob, run_job: RunJob, tmp_path: Path, zero: int, dtype: str
+) -> None:
+    train = {"micro_batch": 16, "steps": 4, "dtype": dtype}
+    paths = [make_job(tmp_path / guard, zero, guard=guard, **train) for guard in ("skip", "rollback")]
+    expected, rows = (losses(run_job(path)) for path in paths)
+    assert rows == expected
+    weights = weights_of(paths[0])
+    assert all(torch.equal(weight, weights[name]) for name, weight in weights_of(paths[1]).items())
+    shutil.rmtree(paths[1].parent / "checkpoints" / "step-00000004")
+    assert losses(run_job(paths[1])) == expected, "from the first weights"
 
 
 def test_rollbacks_come_to_an_end(make_job: MakeJob, run_job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
