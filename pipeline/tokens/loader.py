@@ -20,10 +20,11 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from pipeline.tokens.mixture import Mixture
+from pipeline.tokens.mixture import FOREVER, Mixture
 from pipeline.tokens.shards import Shard
 
 ROUNDS = 6  # of the Feistel network; 4 make a pseudo-random permutation (Luby and Rackoff 1988)
+Ranges = Sequence[tuple[int, int]]  # of global samples: [first, end), ascending, apart from each other
 NO_LABEL = -100  # what PyTorch's cross-entropy passes over
 
 
@@ -59,9 +60,11 @@ class Loader:
         self.vocabulary = next(iter(self.streams.values())).vocabulary
         self._seeded = [(stream, _source_seed(seed, source)) for source, stream in self.streams.items()]
 
-    def batch(self, first: int, count: int) -> np.ndarray:
-        """Global samples first … first + count - 1: int64 [count, sequence + 1]. ValueError behind the mixture's end."""
-        source, nth = self.mixture.locate(np.arange(first, first + count, dtype=np.int64))
+    def batch(self, first: int, count: int, skipped: Ranges = ()) -> np.ndarray:
+        """Global samples first … first + count - 1 of those that are left without `skipped` (as of `ranges_of`): int64
+        [count, sequence + 1]. ValueError behind the mixture's end."""
+        parts = [np.arange(*part, dtype=np.int64) for part in ranges_of(first, count, skipped)]
+        source, nth = self.mixture.locate(np.concatenate(parts))
         rows = np.empty((count, self.sequence + 1), np.int64)
         for number in set(source.tolist()):
             stream, seed = self._seeded[number]
@@ -69,11 +72,11 @@ class Loader:
             stream.read(_starts(nth[places], stream.total, self.sequence, seed), rows, places)
         return rows
 
-    def batches(self, slices: Iterable[tuple[int, int]]) -> Generator[np.ndarray]:
-        """`batch(first, count)` of each of the slices; the next one is prepared in a thread meanwhile. Closing the iterator
-        (`contextlib.closing`) ends the thread."""
+    def batches(self, slices: Iterable[tuple[int, int]], skipped: Ranges = ()) -> Generator[np.ndarray]:
+        """`batch(first, count, skipped)` of each of the slices; the next one is prepared in a thread meanwhile. Closing the
+        iterator (`contextlib.closing`) ends the thread."""
         with ThreadPoolExecutor(1, "loader") as thread:
-            prepared = (thread.submit(self.batch, first, count) for first, count in slices)
+            prepared = (thread.submit(self.batch, first, count, skipped) for first, count in slices)
             for rows, _ in itertools.pairwise(itertools.chain(prepared, [None])):
                 assert rows is not None
                 yield rows.result()
@@ -158,6 +161,21 @@ def plan(tokens: Mapping[str, int], shares: Mapping[str, float], epochs: Mapping
         )
     limits = {source: -(-round(count * epochs[source]) // sequence) for source, count in tokens.items() if source in epochs}
     return Mixture(shares, limits)
+
+
+def ranges_of(first: int, count: int, skipped: Ranges) -> list[tuple[int, int]]:
+    """The global samples that have the numbers first … first + count - 1 (count > 0) when those in `skipped` do not count, as
+    ranges."""
+    parts = []
+    for low, high in [*skipped, (FOREVER, FOREVER)]:
+        if first < low:
+            parts.append((first, min(first + count, low)))
+            count -= parts[-1][1] - first
+            if count == 0:
+                break
+            first = low
+        first += high - low
+    return parts
 
 
 def document_boundaries(rows: np.ndarray, eos: int) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,7 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig, world: int, parameter
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": train.accumulation(world),
         "gradient_clipping": train.clip,
-        "bf16": {"enabled": train.dtype == "bf16"},
+        "bf16": {"enabled": train.dtype == "bf16", "check_grad_overflow": False},  # the guard does that
         "zero_optimization": {"stage": zero.stage, "reduce_bucket_size": min(BUCKET, parameters)}
         | ({"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}} if zero.offload else {}),
         "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW is one kernel too, and has not to be compiled

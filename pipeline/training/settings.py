@@ -51,12 +51,16 @@ class TrainConfig:
     processes: int = _key(1, "processes on this machine")
     checkpoint_every: int = _key(1000, "steps between checkpoints")
     keep_checkpoints: int = _key(3, "how many of the newest checkpoints stay")
+    keep_every: int = _key(0, "steps between checkpoints that stay for ever, beside the newest; 0: none")
     validate_every: int = _key(1000, "steps between validations")
     log_every: int = _key(10, "steps between lines of metrics")
+    guard: str = _key("skip", "what to do about a step whose loss or gradient is not finite or a spike: skip, stop or rollback")
+    guard_sigma: float = _key(6.0, "a spike is so many robust standard deviations above the last 128 good steps")
+    guard_limit: int = _key(10, "stop after so many steps skipped in a row, or rollbacks to the same checkpoint")
 
     def __post_init__(self) -> None:
         counts = ("sequence", "batch_tokens", "micro_batch", "steps", "processes")
-        for name in (*counts, "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
+        for name in (*counts, "checkpoint_every", "keep_checkpoints", "validate_every", "log_every", "guard_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
         for name in ("lr", "adam_eps", "clip"):
@@ -81,6 +85,14 @@ class TrainConfig:
                 f" are more than train.steps={self.steps}"
             )
         self._check_batch_warmup()
+        if self.keep_every < 0 or self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"train.keep_every={self.keep_every}: choose 0 or a multiple of train.checkpoint_every={self.checkpoint_every}"
+            )
+        if self.guard not in ("skip", "stop", "rollback"):
+            raise ValueError(f"train.guard={self.guard}: choose skip, stop or rollback")
+        if not self.guard_sigma > 0:
+            raise ValueError(f"train.guard_sigma={self.guard_sigma}: choose a positive number")
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"train.dtype={self.dtype}: choose bf16 or fp32")
         if self.activations not in ACTIVATIONS:

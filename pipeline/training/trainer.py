@@ -7,18 +7,19 @@ there are no random states to restore.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from pipeline.tokens.loader import Loader, Validation
 from pipeline.training import checkpoint
 from pipeline.training.batch import batch_of
 from pipeline.training.engine import DEVICE, build_engine, build_model, set_learning_rate
 from pipeline.training.evaluate import perplexity, validation_sums
+from pipeline.training.guard import Event, Guard, OnTheWay, margin
 from pipeline.training.job import Job
 from pipeline.training.memory import is_out_of_memory, out_of_memory
 from pipeline.training.metrics import Metrics
@@ -50,13 +51,24 @@ def _train(job: Job, folder: Path, stop: threading.Event) -> int:
     eos = loader.vocabulary.eos if config.document_mask else None
     engine = build_engine(build_model(job.model, config, job.zero, world), config, job.zero, world)
     checkpoints = folder / "checkpoints"
-    newest = _newest(checkpoints)
-    start, sample = checkpoint.load(engine, newest, job.json()) if newest else (0, 0)
-    metrics = Metrics(folder, start, config)
+    newest = _from_rank_0(checkpoints, checkpoint.latest(checkpoints) if rank == 0 else None)
+    guard = Guard(engine, folder, config)
+    saver = checkpoint.Saver(engine, checkpoints, config.keep_checkpoints, config.keep_every)
 
-    batches = loader.batches(_slices(config, start, sample, rank, world))
-    step = start
-    for step in range(start + 1, config.steps + 1):
+    def go_on(path: Path | None, event: Event | None = None) -> tuple[int, int, Metrics, Generator[np.ndarray]]:
+        state = checkpoint.load(engine, path, job.json()) if path else checkpoint.State()
+        if event:
+            guard.roll_back(event, state.step, state.sample)
+        guard.go_on(state.step, state.guard)
+        batches = loader.batches(_slices(config, state.step, state.sample, rank, world), guard.skipped)
+        return state.step, state.sample, Metrics(folder, state.step, config), batches
+
+    step, sample, metrics, batches = go_on(newest)
+    if not newest and config.guard == "rollback":  # there is always one to go back to
+        saver.save(checkpoint.State(), job.json())
+    start = step
+    while step < config.steps:
+        step += 1
         metrics.start()
         rate = learning_rate(step, config)
         set_learning_rate(engine, rate)
@@ -64,22 +76,29 @@ def _train(job: Job, folder: Path, stop: threading.Event) -> int:
         told = torch.stack([(batch.labels >= 0).sum(), torch.full((), int(stop.is_set()), device=DEVICE)])
         dist.all_reduce(told)
         count = told[0]  # labels of the global batch
-        stopping = _OnTheWay(told[1])  # ranks that were told to stop
+        stopping = OnTheWay(told[1])  # ranks that were told to stop
 
         loss = torch.zeros((), device=DEVICE)  # this rank's part of the mean over the global batch's labels
+        guard.watch(step, sample, config.batch_at(step), loss)
         micros = batch.split(config.micro_batch)
         for number, micro in enumerate(micros, 1):
             engine.set_gradient_accumulation_boundary(number == len(micros))
             loss_sum, _ = engine(*micro)
             engine.backward(loss_sum / count * world, scale_wrt_gas=False)  # the ranks' gradients are averaged
             loss += loss_sum.detach() / count
-        engine.step()  # clips, then steps
+        engine.step()  # clips, then steps, where the guard lets it
         sample += config.batch_at(step)
         metrics.add(step, rate, loss, engine.get_global_grad_norm())
 
         ends = step == config.steps or stopping.arrived() > 0  # waits for the start of this step, while its work is queued
         validates = step % config.validate_every == 0 or step == config.steps
         saves = step % config.checkpoint_every == 0 or ends
+        if event := guard.found(all_of_them=validates or saves):
+            back = _from_rank_0(checkpoints, saver.go_back(event["step"], margin(event)))
+            metrics.close()
+            batches.close()
+            step, sample, metrics, batches = go_on(back, event)
+            continue
         if validates or saves or step % config.log_every == 0 or step == start + 1:
             rows = metrics.stop()
             if validates:
@@ -88,9 +107,11 @@ def _train(job: Job, folder: Path, stop: threading.Event) -> int:
                 rows[-1]["validation_loss"] = perplexity(sums)["loss"]
             metrics.write(rows)
         if saves:
-            checkpoint.save(engine, checkpoints, step, sample, job.json(), config.keep_checkpoints)
+            saver.save(checkpoint.State(step, sample, guard.state()), job.json())
+        saver.check()
         if ends:
             break
+    saver.finish()
     batches.close()
     metrics.close()
     return step
@@ -104,24 +125,8 @@ def _slices(config: TrainConfig, start: int, sample: int, rank: int, world: int)
         sample += batch
 
 
-def _newest(checkpoints: Path) -> Path | None:
+def _from_rank_0(checkpoints: Path, path: Path | None) -> Path | None:
     """Rank 0's choice of a checkpoint, on every rank."""
-    newest = checkpoint.latest(checkpoints) if dist.get_rank() == 0 else None
-    step = torch.tensor(int(newest.name.removeprefix("step-")) if newest else -1, device=DEVICE)
+    step = torch.tensor(int(path.name.removeprefix("step-")) if path else -1, device=DEVICE)
     dist.broadcast(step, 0)
     return checkpoints / f"step-{int(step):08d}" if step >= 0 else None
-
-
-class _OnTheWay:
-    """A number that is copied to the host while the device works on: waiting for it waits for nothing that is queued later."""
-
-    def __init__(self, number: Tensor) -> None:
-        self._copy = number.to("cpu", non_blocking=True)
-        self._event = torch.cuda.Event() if number.is_cuda else None
-        if self._event:
-            self._event.record()
-
-    def arrived(self) -> int:
-        if self._event:
-            self._event.synchronize()
-        return int(self._copy)

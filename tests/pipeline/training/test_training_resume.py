@@ -94,8 +94,11 @@ def test_every_stage_takes_bf16_s_masters(make_job: MakeJob, run_job: RunJob, tm
         job = make_job(tmp_path / f"{number + 2}", stage, dtype="bf16")
         shutil.copytree(tmp_path / "1" / "checkpoints", job.parent / "checkpoints")
         engine, told = engine_of(job)
-        assert checkpoint.load(engine, job.parent / "checkpoints" / "step-00000004", told.json()) == (4, 4 * 16)
-        checkpoint.save(engine, job.parent / "checkpoints", 5, 80, told.json(), 3)
+        state = checkpoint.load(engine, job.parent / "checkpoints" / "step-00000004", told.json())
+        assert (state.step, state.sample) == (4, 4 * 16)
+        saver = checkpoint.Saver(engine, job.parent / "checkpoints", keep=3)
+        saver.save(checkpoint.State(5, 80), told.json())
+        saver.finish()
         states.append(read_all(job.parent / "checkpoints" / "step-00000005"))
         masters = checkpoint.load_weights(job.parent / "checkpoints" / "step-00000005")
         if stage in (1, 2):

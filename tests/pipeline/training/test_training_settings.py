@@ -21,7 +21,7 @@ def refused(**values: Any) -> str:
 
 
 COUNTS = ["sequence", "batch_tokens", "micro_batch", "steps", "processes"]
-COUNTS += ["checkpoint_every", "keep_checkpoints", "validate_every", "log_every"]
+COUNTS += ["checkpoint_every", "keep_checkpoints", "validate_every", "log_every", "guard_limit"]
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -50,6 +50,19 @@ def test_a_beta_of_one_never_learns(name: str) -> None:
 @pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
 def test_weight_decay(value: float) -> None:
     refused(weight_decay=value)
+
+
+def test_guard() -> None:
+    refused(guard="off")
+    for sigma in (0.0, -1.0, float("nan")):
+        refused(guard_sigma=sigma)
+    assert TrainConfig(guard_sigma=float("inf")).guard == "skip", "only what is not finite"
+
+
+def test_checkpoints_that_stay_are_checkpoints() -> None:
+    refused(keep_every=-1000)
+    refused(keep_every=1500, checkpoint_every=1000)
+    assert TrainConfig(keep_every=5000, checkpoint_every=1000).keep_every == 5000
 
 
 def test_warm_up_within_the_run() -> None:
