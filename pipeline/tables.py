@@ -121,12 +121,14 @@ TABLES = {
     "metrics": _one(
         "a row a step of the training: step, tokens, loss, lr, grad_norm, seconds, tokens_per_second, in some validation_loss",
         "train/metrics.jsonl",
-        "SELECT * FROM read_json({files}, format = 'newline_delimited', sample_size = -1, ignore_errors = true)",
+        "SELECT * FROM read_json({files}, format = 'newline_delimited', sample_size = -1, ignore_errors = true)"
+        " WHERE step IS NOT NULL",  # the last line may be cut
     ),
     "events": _one(
         "what the guards of the training saw and did",
         "train/events.jsonl",
-        "SELECT * FROM read_json({files}, format = 'newline_delimited', sample_size = -1, ignore_errors = true)",
+        "SELECT * FROM read_json({files}, format = 'newline_delimited', sample_size = -1, ignore_errors = true)"
+        " WHERE step IS NOT NULL",  # the last line may be cut
     ),
 }
 
@@ -136,7 +138,14 @@ class Tables:
 
     def __init__(self, out: Path, connection: duckdb.DuckDBPyConnection) -> None:
         self._out, self._connection = out, connection
-        self.names = [name for name in TABLES if _view(connection, out, name)]
+        self.names: list[str] = []
+        self._faults: dict[str, str] = {}
+        for name in TABLES:
+            try:
+                if _view(connection, out, name):
+                    self.names.append(name)
+            except duckdb.Error as error:  # a broken file spoils its own table only
+                self._faults[name] = str(error)
 
     def ask(self, query: str, parameters: Mapping[str, str] | None = None) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
         """(column names, rows) of one question in SQL; `$name` in it stands for a parameter, which is never part of the SQL.
@@ -175,6 +184,8 @@ class Tables:
             raise ValueError(message[:MESSAGE] + ("…" if len(message) > MESSAGE else "")) from None
 
     def _missing(self, name: str) -> str:
+        if name.lower() in self._faults:
+            return f"{name}: can't be read: {self._faults[name.lower()]}"
         if name.lower() in TABLES:
             return f"{name}: {self._out} has none; it would hold {TABLES[name.lower()].help}"
         near = get_close_matches(name.lower(), self.names, n=1)
@@ -203,7 +214,8 @@ def opened(out: Path, memory: str) -> Iterator[Tables]:
             raise ValueError(f"memory={memory}: {error}") from None
         with connection:
             tables = Tables(out, connection)
-            connection.execute(f"SET allowed_directories = [{_text(str(out))}]")
+            allowed = {str(out), glob.escape(str(out))}  # of files, and of the globs of views
+            connection.execute(f"SET allowed_directories = [{', '.join(map(_text, sorted(allowed)))}]")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
             yield tables

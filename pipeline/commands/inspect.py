@@ -1,4 +1,4 @@
-"""inspect: a question in, its answer on the terminal, as JSON or CSV. The question has a name, or is SQL over `pipeline.tables`.
+"""inspect: a question in, its answer out, as a table, JSON or CSV. It has a name, or is SQL over `pipeline.tables`.
 
 `page URL` is the road of one page through the stages (`pipeline.page_road`), line by line.
 """
