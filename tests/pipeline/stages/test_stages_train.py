@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config import load
 from pipeline.outputs import read_json, write_json
+from pipeline.stages.train import mixed
 from pipeline.tokens.shards import ShardFiles, Vocabulary, write_shard
+from pipeline.training.job import Job
 from pipeline.training.launch import STOPPED
 from pipeline.training.metrics import read_metrics
 
@@ -61,6 +64,30 @@ def run_until(step: int, out: Path, *overrides: str) -> None:
             if line.startswith(f"train: step {step}/"):
                 training.terminate()
     assert training.returncode == STOPPED, "".join(told)
+
+
+def test_the_plan_counts_the_smaller_batches_too() -> None:
+    warmup = ["train.batch_warmup=[[10,128],[10,256]]", "mixture.epochs={crawl:1}"]
+    config = load([*SETTINGS, *warmup])
+    samples = 10 * 4 + 10 * 8 + (STEPS - 20) * 16
+    [crawl] = mixed(config, {"crawl": samples * 32}).values()
+    assert (crawl["samples"], crawl["tokens"], crawl["epochs"]) == (samples, samples * 32, 1)
+    with pytest.raises(
+        ValueError, match=f"^train.steps={STEPS}: the run takes {samples} samples, the mixture has {samples - 1} "
+    ):
+        mixed(config, {"crawl": (samples - 1) * 32})
+
+
+def test_what_the_result_of_a_job_is_a_function_of() -> None:
+    def job(*overrides: str) -> Job:
+        config = load([*SETTINGS, *overrides])
+        return Job(config.model, config.train, config.zero, config.mixture, {}, {}, "a" * 64, "tokens")
+
+    others = ["zero=3_offload", "train.processes=4", "train.micro_batch=1", "train.activations=autograd", "train.log_every=9"]
+    for other in others:
+        assert job(other).result() == job().result() and job(other) != job(), other
+    for other in ("train.seed=2", "train.steps=50", "train.dtype=bf16", "model.dim=64", "train.batch_warmup=[[1,128]]"):
+        assert job(other).result() != job().result(), other
 
 
 @pytest.mark.slow
