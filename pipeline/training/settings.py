@@ -10,6 +10,8 @@ from model.config import ACTIVATIONS
 
 
 def _key(default: Any, help: str) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": help})
     return field(default=default, metadata={"help": help})
 
 
@@ -38,6 +40,8 @@ class TrainConfig:
     keep_checkpoints: int = _key(3, "how many of the newest checkpoints stay")
     validate_every: int = _key(1000, "steps between validations")
     log_every: int = _key(10, "steps between lines of metrics")
+    profile: list[int] = _key([], "[first, last]: steps whose profile is written to train/profile; empty: none")
+    wandb: str = _key("", "a project of Weights & Biases that gets the metrics too; needs the wandb extra")
 
     def __post_init__(self) -> None:
         counts = ("sequence", "batch_tokens", "micro_batch", "steps", "processes")
@@ -60,6 +64,8 @@ class TrainConfig:
             raise ValueError(f"train.dtype={self.dtype}: choose bf16 or fp32")
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"train.activations={self.activations}: choose {', '.join(ACTIVATIONS)}")
+        if self.profile and (len(self.profile) != 2 or not 1 <= self.profile[0] <= self.profile[1] <= self.steps):
+            raise ValueError(f"train.profile={self.profile}: choose [first, last] of the steps 1 to {self.steps}, or []")
 
     def accumulation(self, world: int) -> int:
         """Micro-batches a process takes for one step. Raises ValueError where batch_tokens is no whole number of them."""

@@ -13,13 +13,14 @@ import torch
 import torch.distributed as dist
 
 from model.llama import Llama
-from pipeline.tokens.loader import Loader, Validation
+from pipeline.tokens.loader import Loader
 from pipeline.training import checkpoint
 from pipeline.training.batch import batch_of
 from pipeline.training.engine import DEVICE, build_engine, set_learning_rate
-from pipeline.training.evaluate import perplexity, validation_sums
+from pipeline.training.evaluate import ValidationSplits, metrics_of
 from pipeline.training.job import Job
 from pipeline.training.metrics import Metrics
+from pipeline.training.profile import StepProfile
 from pipeline.training.schedule import learning_rate
 
 
@@ -35,8 +36,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     share = config.batch // world
     sources = {source: [folder.parent / prefix for prefix in prefixes] for source, prefixes in job.train_shards.items()}
     loader = Loader(sources, job.mixture.shares, job.mixture.epochs, config.sequence, config.seed, job.tokenizer)
-    checks = [folder.parent / prefix for prefixes in job.validation_shards.values() for prefix in prefixes]
-    validation = Validation(checks, config.sequence, job.tokenizer)
+    validation = ValidationSplits(job.validation_shards, folder.parent, config.sequence, config.micro_batch, job.tokenizer)
     eos = loader.vocabulary.eos if config.document_mask else None
     model = Llama(job.model, config.activations)
     model.init_weights(config.seed)
@@ -44,7 +44,9 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     checkpoints = folder / "checkpoints"
     newest = _from_rank_0(checkpoint.latest(checkpoints) if rank == 0 else None)
     start, sample = checkpoint.load(engine, newest, job.json()) if newest else (0, 0)
-    metrics = Metrics(folder, start, config)
+    metrics = Metrics(folder, start, sample, job, loader.mixture, DEVICE)
+    profile = StepProfile(folder, config.profile)
+    profile.after(start)
 
     batches = loader.batches(sample + rank * share, share, config.batch)
     step = start
@@ -64,7 +66,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
             engine.step()  # clips and steps with the last micro-batch
             loss += loss_sum.detach() / count
         sample += config.batch
-        metrics.add(step, rate, loss, engine.get_global_grad_norm())
+        metrics.add(step, sample, rate, loss, engine.get_global_grad_norm())
 
         ends = step == config.steps or bool(stopping)  # waits for the start of this step, while its work is in the queue
         validates = step % config.validate_every == 0 or step == config.steps
@@ -72,12 +74,13 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         if validates or saves or step % config.log_every == 0 or step == start + 1:
             rows = metrics.stop()
             if validates:
-                sums = validation_sums(engine, validation, config.micro_batch, DEVICE, eos, rank, world)
+                sums = validation.sums(engine, DEVICE, eos, rank, world)
                 dist.all_reduce(sums)
-                rows[-1]["validation_loss"] = perplexity(sums)["loss"]
+                rows[-1] |= metrics_of(validation.result(sums))
             metrics.write(rows)
         if saves:
             checkpoint.save(engine, checkpoints, step, sample, job.json(), config.keep_checkpoints)
+        profile.after(step)
         if ends:
             break
     batches.close()
