@@ -15,7 +15,7 @@ DATA := $(or $(SHARED_DATA),../shared/data)
 TEXTS := $(wildcard $(DATA)/text/*.txt $(DATA)/text/*.gz $(DATA)/text/books/*.gz $(DATA)/crawl/segments/*.gz)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench bench-data bench-tokens bench-model clean $(STAGES)
+.PHONY: help setup demo test test-all lint bench bench-data bench-tokens bench-model bench-train clean $(STAGES)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +62,10 @@ bench-tokens: $(READY) ## encoding beside SentencePiece and tokenizers, the load
 bench-model: $(READY) ## the model: kept activations, speed and memory beside transformers
 	@$(RUN) -m benchmarks.llama
 
-bench: bench-data bench-tokens bench-model ## all of them
+bench-train: $(READY) ## training beside Hugging Face's Trainer and beside a bare loop
+	@$(RUN) -m benchmarks.train
+
+bench: bench-data bench-tokens bench-model bench-train ## all of them
 
 clean: ## remove caches; out/ and .venv/ stay
 	rm -rf build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -323,7 +323,7 @@ def load_settings(kind: type[Any], overrides: Sequence[str]) -> Any:
             near = difflib.get_close_matches(name, list(settings), n=1)
             raise ValueError(f"{name}: no such key; {f'did you mean {near[0]}?' if near else '--help lists the keys'}")
         try:
-            settings[name] = value
+            settings[name] = OmegaConf.create(value) if OmegaConf.is_list(settings[name]) else value
         except OmegaConfBaseException as error:
             raise ValueError(_one_line(error)) from None
     return OmegaConf.to_object(settings)

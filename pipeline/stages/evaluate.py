@@ -1,4 +1,4 @@
-"""evaluate: the first and the last weights on each source's fixed validation split, and a text that the trained model writes."""
+"""evaluate: the first and the last weights on each source's validation split, and a text that the trained model writes."""
 
 from pathlib import Path
 from typing import Any

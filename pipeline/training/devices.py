@@ -1,7 +1,7 @@
 """What devices can do: the name of a GPU in, its dense peak and memory out; of a CPU, its measured matrix product.
 
 Peaks are those without sparsity, of bf16 matrix products that sum in fp32, as NVIDIA's and AMD's data sheets give them; the
-larger figures that stand beside them there are with sparsity, which training does not have. No torch is needed to read the table.
+larger figures that stand beside them there are with sparsity, which training does not have. The table needs no torch.
 """
 
 import re
@@ -38,7 +38,7 @@ GPUS = {  # by what device names have as a whole word; longer names first
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """The GPU of a device name such as "NVIDIA A100-SXM4-80GB", in any case; None for one that is not known, and for a part of one (MIG)."""
+    """The GPU of a device name such as "NVIDIA A100-SXM4-80GB"; None where it is not known, or a part of one (MIG)."""
     if re.search(r"\bMIG\b", name):
         return None
     return next((gpu for known, gpu in GPUS.items() if re.search(rf"\b{known}\b", name, re.IGNORECASE)), None)

@@ -56,7 +56,7 @@ def build_engine(model: nn.Module, train: TrainConfig, zero: ZeroConfig, world: 
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps)
+    adam = torch.optim.AdamW(groups, lr=train.lr, betas=(train.beta1, train.beta2), eps=train.adam_eps, fused=True)
     if zero.stage == 3:  # a block's weights come together: its backward needs them all, and outside of its submodules
         set_z3_leaf_modules(model, [Block])
     config = deepspeed_config(train, zero, world, sum(p.numel() for p in model.parameters()))

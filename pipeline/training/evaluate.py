@@ -1,7 +1,7 @@
 """Validation: a model and the fixed validation split of each source in, losses by source out.
 
-The same samples in the same batches every time, whatever the number of ranks, and their sums are added up in the same order: the
-result is the same to the last bit. Means are over tokens.
+The same samples in the same batches every time, whatever the number of ranks, and their sums are added up in the same order:
+the result is the same to the last bit. Means are over tokens.
 """
 
 import os
@@ -25,8 +25,8 @@ class ValidationSplits:
     """The validation splits of a run.
 
     `shards`: {source: prefixes of token shards, relative to `root`}; `sequence` and `tokenizer` as of the loader;
-    `micro_batch`: samples of a batch. A source whose split is shorter than a sample is left out with a warning. ValueError where
-    no source is left, and as of `Validation`.
+    `micro_batch`: samples of a batch. A source whose split is shorter than a sample is left out with a warning. ValueError
+    where no source is left, and as of `Validation`.
 
     Attributes: `splits` ({source: Validation}, sorted).
     """
@@ -55,9 +55,9 @@ class ValidationSplits:
     def sums(self, loss: LossFunction, device: str, eos: int | None = None, rank: int = 0, world: int = 1) -> Tensor:
         """[summed loss, tokens] of each batch, fp64 [batches, 2], zero for those of other ranks: ranks add their tables up.
 
-        `loss` maps a batch (`pipeline.training.batch.Batch`) to its summed loss and its number of labels. `eos`: where documents
-        are told apart, what ends them. Every rank runs as many batches as the others, as sharded weights need it; one beyond
-        the split counts nothing.
+        `loss` maps a batch (`pipeline.training.batch.Batch`) to its summed loss and its number of labels. `eos`: where
+        documents are told apart, what ends them. Every rank runs as many batches as the others, as sharded weights need it;
+        one beyond the split counts nothing.
         """
         sums = torch.zeros(len(self._batches), 2, dtype=torch.float64, device=device)
         for start in range(0, len(self._batches), world):

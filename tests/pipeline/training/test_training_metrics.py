@@ -4,9 +4,10 @@ import gzip
 import json
 import math
 import os
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pipeline.training.job import Job
 from pipeline.training.metrics import FILE, Metrics, perplexity, read_metrics
 from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
+MakeJob = Callable[..., Path]
+RunJob = Callable[..., list[dict[str, Any]]]
 pytestmark = pytest.mark.usefixtures("one_rank")
 
 
@@ -180,7 +183,7 @@ def test_the_peak_of_a_cpu_is_measured() -> None:
 def test_peak_memory_is_that_of_the_process() -> None:
     before = peak_memory("cpu")
     kept = torch.ones(before // 4 + (50 << 18))  # of 4 bytes: all of it, and 50 MiB
-    assert kept.nbytes < peak_memory("cpu") < before + kept.nbytes + (1 << 20)
+    assert kept.nbytes < peak_memory("cpu") < 1.02 * (before + kept.nbytes)
 
 
 def test_the_perplexity_of_any_loss() -> None:
@@ -224,12 +227,9 @@ for start in (0, 3):
     assert len({path.name.rsplit("-", 1)[1] for path in runs}) == 1, "of one run"
     [stored] = runs[0].glob("*.wandb")
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store = DataStore()
-    store.open_for_scan(str(stored))
     found = []
-    while (data := store.scan_data()) is not None:
+    for data in log_records(stored.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
@@ -239,3 +239,18 @@ for start in (0, 3):
     assert [item["_step"] for item in found] == [1, 2, 3]
     for item, row in zip(found, rows[:3], strict=True):
         assert {name: item[name] for name in row if name != "step"} == {k: v for k, v in row.items() if k != "step"}
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """The records of a file in LevelDB's log format, behind the seven bytes that wandb puts before it."""
+    place, record = 7, b""
+    while place + 7 <= len(data):
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        if not kind:  # the rest of a block of 32 KiB
+            place += 32768 - place % 32768
+            continue
+        record += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or its last part
+            yield record
+            record = b""
