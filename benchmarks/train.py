@@ -1,4 +1,4 @@
-"""Training beside Hugging Face's Trainer with LlamaForCausalLM and beside a bare loop, in one run: tokens a second, peak memory.
+"""Training beside Hugging Face's Trainer with LlamaForCausalLM, and beside a bare loop, in one run: speed and peak memory.
 
 `python -m benchmarks.train` prints two tables. The first has both trainers under DeepSpeed with the same shapes, batches,
 ZeRO stage and fused AdamW, two processes on a CPU, started in turns. The second has this project's loop, with everything that
@@ -37,10 +37,14 @@ BILLION = {
     "1.3B": LlamaConfig(dim=2048, layers=24, heads=16, kv_heads=16, hidden=5504, max_sequence=4096),
 }
 SHAPES = (  # model, samples a micro-batch, sequence, micro-batches of a process in a step
-    {f"{name}, {sequence}": (config, 16384 // sequence, sequence, 4) for name, config in BILLION.items() for sequence in (2048, 4096)}
+    {
+        f"{name}, {sequence}": (config, 16384 // sequence, sequence, 4)
+        for name, config in BILLION.items()
+        for sequence in (2048, 4096)
+    }
     if GPU
     else {
-        "dim 256": (LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704), 4, 256, 1),
+        "dim 256": (LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704), 8, 256, 1),
         "dim 1024": (LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816), 1, 512, 1),
     }
 )
@@ -110,8 +114,8 @@ def ours(path: Path) -> list[float]:
 
 def theirs(path: Path) -> list[float]:
     """The same job by Hugging Face's Trainer, with the DeepSpeed configuration that ours has."""
-    from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
     from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     from pipeline.tokens.shards import Shard
     from pipeline.training.engine import deepspeed_config
@@ -243,7 +247,9 @@ def trainers() -> None:
         for side, rate in rates.items():
             mfu = f"{rate * config.flops_per_token(sequence) / peak:.1%}" if peak else ""
             ratio = rate / rates["Trainer"]
-            print(f"{shape:12} {side:14} {rate * PROCESSES:16,.0f} {ratio:11.3f} {mfu:>7} {memory[side] / 1e6:18,.0f}", flush=True)
+            print(
+                f"{shape:12} {side:14} {rate * PROCESSES:16,.0f} {ratio:11.3f} {mfu:>7} {memory[side] / 1e6:18,.0f}", flush=True
+            )
 
 
 def overhead() -> None:

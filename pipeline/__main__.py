@@ -29,9 +29,10 @@ def main(arguments: list[str]) -> int:
         overrides = [argument for argument in rest if argument not in ("-h", "--help")]
         if command in COMMANDS:
             module = importlib.import_module(f"pipeline.commands.{command}")
-            settings = load_settings(module.Settings, overrides)
+            settings = load(overrides) if module.Settings is Config else load_settings(module.Settings, overrides)
             if wants_help:
-                print(_page(command, COMMANDS[command], describe(settings)))
+                chosen = getattr(module, "KEYS", ("",))
+                print(_page(command, COMMANDS[command], (k for k in describe(settings) if k[0].startswith(chosen))))
             else:
                 module.run(settings)
             return 0

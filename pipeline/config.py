@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ccnet.buckets import BUCKETS
 from model.config import LlamaConfig
+from pipeline.training.devices import GPUS, find_gpu
 from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
 
@@ -248,6 +249,25 @@ class EvaluateConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What `plan` reckons with."""
+
+    gpu: str = key("A100", f"model of the GPUs: {', '.join(GPUS)}")
+    gpus: int = key(0, "how many; 0: train.processes")
+    memory: float = key(0.0, "GB (of 10^9 bytes) that a run may take on each; 0: nine tenths of what plan.gpu has")
+    mfu: float = key(0.5, "share of the peak that training reaches, e.g. the mfu that a short run measured")
+    tokens: dict[str, int] = key({}, "{source: tokens}, where out has none yet")
+
+    def __post_init__(self) -> None:
+        require(find_gpu(self.gpu) is not None, f"plan.gpu={self.gpu}: choose from {', '.join(GPUS)}")
+        require(self.gpus >= 0, f"plan.gpus={self.gpus}: choose 0 or more")
+        require(self.memory >= 0, f"plan.memory={self.memory}: choose 0 or more")
+        require(0 < self.mfu <= 1, f"plan.mfu={self.mfu}: choose a share in (0, 1]")
+        for source, tokens in self.tokens.items():
+            require(tokens > 0, f"plan.tokens.{source}={tokens}: choose a positive number")
+
+
+@dataclass
 class ExecutorConfig:
     """Where units run."""
 
@@ -282,6 +302,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from pipeline.tokens.loader import plan
 from pipeline.training.job import Job
 from pipeline.training.launch import launch
 from pipeline.training.metrics import read_metrics
+from pipeline.training.plan import out_of_memory
 
 FOLDER = "train"
 
@@ -87,7 +88,12 @@ def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
     if folder.exists() and not (told.exists() and Job.read(told) == job):
         shutil.rmtree(folder)
     write_json(told, job.json())
-    launch(told, job.train.processes, folder / "log.txt")
+    try:
+        launch(told, job.train.processes, folder / "log.txt")
+    except RuntimeError as error:
+        if "SIGKILL" in str(error):  # as the system does where memory is short
+            raise RuntimeError(f"{error}; {out_of_memory(job.model, job.train, job.zero.stage, job.train.processes)}") from None
+        raise
     for path in sorted(last_checkpoint(outputs.root).iterdir()):
         outputs.adopt(str(path.relative_to(outputs.root)))
     rows = read_metrics(folder)
