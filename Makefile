@@ -15,7 +15,7 @@ DATA := $(or $(SHARED_DATA),../shared/data)
 TEXTS := $(wildcard $(DATA)/text/*.txt $(DATA)/text/*.gz $(DATA)/text/books/*.gz $(DATA)/crawl/segments/*.gz)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo submit status logs cancel test test-all lint bench bench-data bench-sources bench-tokens bench-model slurm-dev clean $(STAGES)
+.PHONY: help setup demo submit status logs cancel test test-all lint bench bench-data bench-sources bench-tokens bench-model bench-train slurm-dev clean $(STAGES)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,10 +65,13 @@ bench-tokens: $(READY) ## encoding beside SentencePiece and tokenizers, the load
 bench-model: $(READY) ## the model: kept activations, speed and memory beside transformers
 	@$(RUN) -m benchmarks.llama
 
+bench-train: $(READY) ## training beside Hugging Face's Trainer and beside a bare loop
+	@$(RUN) -m benchmarks.train
+
 bench-sources: $(READY) ## LLaMA's other sources beside mwparserfromhell, datasets and plain Python; takes the test data
 	@$(RUN) -m benchmarks.sources $(DATA)
 
-bench: bench-data bench-sources bench-tokens bench-model ## all of them
+bench: bench-data bench-sources bench-tokens bench-model bench-train ## all of them
 
 slurm-dev: $(READY) ## a Slurm cluster of two nodes on this machine, until Ctrl-C; needs slurm-wlm and munge
 	@$(RUN) tests/slurm_cluster.py $(ARGS)

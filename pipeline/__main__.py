@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         overrides = [argument for argument in rest if argument not in ("-h", "--help", "--state")]
         if command in COMMANDS:
             module = importlib.import_module(f"pipeline.commands.{command}")
-            settings = load_settings(module.Settings, overrides)
+            settings = load(overrides) if module.Settings is Config else load_settings(module.Settings, overrides)
             if wants_help:
                 print(_command_help(command, module, settings))
             else:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ccnet.buckets import BUCKETS
 from jobs.executor import EXECUTORS, Resources
 from model.config import LlamaConfig
+from pipeline.training.devices import GPUS, find_gpu
 from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
 QUALITY_RULES = ("c4", "gopher", "fineweb", "evaluations")  # of `ccnet.quality.rules`
@@ -265,8 +266,8 @@ class QualityConfig:
 
     rules: list[str] = key(
         [],
-        "rules that the crawl's documents must pass, in turn: c4 (arXiv 1910.10683, section 2.2), gopher (2112.11446, table A1),"
-        " fineweb (2406.17557, section 3.6), evaluations (no 13 words in a row of quality.evaluations)",
+        "rules that the crawl's documents must pass, in turn: c4 (arXiv 1910.10683, section 2.2), gopher (2112.11446, table"
+        " A1), fineweb (2406.17557, section 3.6), evaluations (no 13 words in a row of quality.evaluations)",
     )
     languages: list[str] = key(["en"], "languages of the crawl to which they are applied; empty: all")
     bad_words: str | None = key(None, "file of words and phrases, one a line: c4 drops the documents that have one")
@@ -346,6 +347,25 @@ class ReportConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What `plan` reckons with."""
+
+    gpu: str = key("A100", f"model of the GPUs: {', '.join(GPUS)}")
+    gpus: int = key(0, "how many; 0: train.processes")
+    memory: float = key(0.0, "GB (of 10^9 bytes) that a run may take on each; 0: nine tenths of what plan.gpu has")
+    mfu: float = key(0.5, "share of the peak that training reaches, e.g. the mfu that a short run measured")
+    tokens: dict[str, int] = key({}, "{source: tokens}, where out has none yet")
+
+    def __post_init__(self) -> None:
+        require(find_gpu(self.gpu) is not None, f"plan.gpu={self.gpu}: choose from {', '.join(GPUS)}")
+        require(self.gpus >= 0, f"plan.gpus={self.gpus}: choose 0 or more")
+        require(self.memory >= 0, f"plan.memory={self.memory}: choose 0 or more")
+        require(0 < self.mfu <= 1, f"plan.mfu={self.mfu}: choose a share in (0, 1]")
+        for source, tokens in self.tokens.items():
+            require(tokens > 0, f"plan.tokens.{source}={tokens}: choose a positive number")
+
+
+@dataclass
 class ExecutorConfig:
     """Where units run."""
 
@@ -399,6 +419,7 @@ class Config:
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __post_init__(self) -> None:
@@ -478,7 +499,7 @@ def load_settings(kind: type[Any], arguments: Sequence[str]) -> Any:
             near = difflib.get_close_matches(name, list(settings), n=1)
             raise ValueError(f"{name}: no such key; {f'did you mean {near[0]}?' if near else '--help lists the keys'}")
         try:
-            settings[name] = value
+            settings[name] = OmegaConf.create(value) if OmegaConf.is_list(settings[name]) else value
         except OmegaConfBaseException as error:
             raise ValueError(_one_line(error)) from None
     made = OmegaConf.to_object(settings)

@@ -82,6 +82,8 @@ def print_summary(config: Config) -> None:
     if "evaluate" in result:
         before, after = result["evaluate"]["before"], result["evaluate"]["after"]
         row("validation", f"perplexity {before['perplexity']:,.1f} before, {after['perplexity']:,.1f} after training")
+        if len(after["sources"]) > 1:
+            row("by source", ", ".join(f"{source} {value['perplexity']:,.1f}" for source, value in after["sources"].items()))
     if "export" in result:
         export = result["export"]
         row(

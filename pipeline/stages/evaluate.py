@@ -1,4 +1,4 @@
-"""evaluate: the first and the last weights on the fixed validation split, and a text that the trained model writes."""
+"""evaluate: the first and the last weights on each source's validation split, and a text that the trained model writes."""
 
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,19 @@ def evaluate_unit(outputs: Outputs, weights: Path | None, job: Path, tokenizer: 
     import torch
 
     from model.generate import generate
-    from pipeline.tokens.loader import Validation
     from pipeline.tokens.tokenizer import load
     from pipeline.training.checkpoint import load_model
-    from pipeline.training.evaluate import perplexity, validation_sums
+    from pipeline.training.evaluate import ValidationSplits
 
     torch.set_num_threads(1)  # the last digits of sums depend on it, and units run side by side
     told = Job.read(job)
     model = load_model(told, weights)
-    shards = [outputs.root / prefix for prefixes in told.validation_shards.values() for prefix in prefixes]
-    validation = Validation(shards, told.train.sequence, told.tokenizer)
+    splits = (told.validation_shards, outputs.root, told.train.sequence, told.train.micro_batch, told.tokenizer)
+    validation = ValidationSplits(*splits)
     processor = load(tokenizer)
     eos = processor.eos_id() if told.train.document_mask else None
-    sums = validation_sums(model, validation, told.train.micro_batch, "cpu", eos)
+    result = validation.result(validation.sums(model, "cpu", eos))
     ids = processor.encode(prompt)
     [new] = generate(model, [ids], max_new=NEW_TOKENS, eos=processor.eos_id())
     text = processor.decode(ids + new)
-    return {"validation": perplexity(sums), "text": text}
+    return {"validation": result, "text": text}

@@ -3,12 +3,15 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.outputs import Outputs
 from pipeline.stage import Stage, StageError, Unit
 from pipeline.stages.train import FOLDER, last_checkpoint
 from pipeline.training.job import Job
+
+if TYPE_CHECKING:
+    from model.llama import Llama
 
 MODEL = "model"
 LARGEST_DIFFERENCE = 1e-4  # of fp32 logits; they are computed by other kernels there
@@ -35,25 +38,15 @@ def export_unit(outputs: Outputs, job: Path, weights: Path, tokenizer: Path) -> 
     from transformers import LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from model.convert.hugging_face import to_hugging_face
-    from pipeline.tokens.hugging_face import write_hugging_face_tokenizer
-    from pipeline.tokens.tokenizer import load, specification, unlike_llama
     from pipeline.training.checkpoint import load_model
 
     disable_progress_bar()
     torch.set_num_threads(1)  # the last digits of sums depend on it
     told = Job.read(job)
     model = load_model(told, weights)
-    processor = load(tokenizer)
     with tempfile.TemporaryDirectory(dir=outputs.temporary) as name:
         folder = Path(name)
-        eos = processor.eos_id()
-        bos = None if told.train.document_mask else eos  # what the model has seen before a document; <s> it has never seen
-        to_hugging_face(model.state_dict(), told.model, folder, bos=bos, eos=eos)
-        if unlike_llama(specification(tokenizer)) is None:
-            write_hugging_face_tokenizer(tokenizer, folder)
-        else:
-            shutil.copyfile(tokenizer, folder / "tokenizer.model")
+        write_model(model, told.train.document_mask, tokenizer, folder)
         theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         generator = torch.Generator().manual_seed(told.train.seed)
         tokens = torch.randint(told.model.vocab_size, (2, told.train.sequence), generator=generator)
@@ -62,3 +55,18 @@ def export_unit(outputs: Outputs, job: Path, weights: Path, tokenizer: Path) -> 
         for path in sorted(folder.iterdir()):
             shutil.move(path, outputs.path(f"{MODEL}/{path.name}"))
     return {"largest_difference": difference}
+
+
+def write_model(model: "Llama", document_mask: bool, tokenizer: Path, folder: Path) -> None:
+    """Writes a model that was trained with or without `document_mask`, and its tokenizer, for Hugging Face."""
+    from model.convert.hugging_face import to_hugging_face
+    from pipeline.tokens.hugging_face import write_hugging_face_tokenizer
+    from pipeline.tokens.tokenizer import load, specification, unlike_llama
+
+    eos = load(tokenizer).eos_id()
+    bos = None if document_mask else eos  # what the model has seen before a document; <s> it has never seen
+    to_hugging_face(model.state_dict(), model.config, folder, bos=bos, eos=eos)
+    if unlike_llama(specification(tokenizer)) is None:
+        write_hugging_face_tokenizer(tokenizer, folder)
+    else:
+        shutil.copyfile(tokenizer, folder / "tokenizer.model")

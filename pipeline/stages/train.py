@@ -13,6 +13,7 @@ from pipeline.tokens.loader import plan
 from pipeline.training.job import Job
 from pipeline.training.launch import allocated_nodes, launch
 from pipeline.training.metrics import read_metrics
+from pipeline.training.plan import out_of_memory
 from pipeline.training.settings import TrainConfig
 
 FOLDER = "train"
@@ -79,7 +80,14 @@ def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:
     if folder.exists() and not (told.exists() and Job.read(told).result() == job.result()):
         shutil.rmtree(folder)
     write_json(told, job.json())
-    launch(told, job.train.processes, folder / "log.txt", usable_nodes(job.train, allocated_nodes()))
+    nodes = usable_nodes(job.train, allocated_nodes())
+    try:
+        launch(told, job.train.processes, folder / "log.txt", nodes)
+    except RuntimeError as error:
+        if "SIGKILL" in str(error):  # as the system does where memory is short
+            needs = out_of_memory(job.model, job.train, job.zero.stage, job.train.processes * nodes, job.zero.offload)
+            raise RuntimeError(f"{error}; {needs}") from None
+        raise
     for path in sorted(last_checkpoint(outputs.root).iterdir()):
         outputs.adopt(str(path.relative_to(outputs.root)))
     rows = read_metrics(folder)

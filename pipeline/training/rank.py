@@ -31,6 +31,7 @@ def main(path: Path) -> int:
 
     from pipeline.training.engine import join_ranks
     from pipeline.training.job import Job
+    from pipeline.training.plan import is_out_of_memory, out_of_memory
     from pipeline.training.trainer import train
 
     rank = int(os.environ["RANK"])
@@ -44,6 +45,10 @@ def main(path: Path) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
+        if is_out_of_memory(error):
+            told = out_of_memory(job.model, job.train, job.zero.stage, dist.get_world_size(), job.zero.offload)
+            print(f"error: rank {rank} is out of memory: {told}", flush=True)
+            return 1
         print(f"failed: rank {rank}: {type(error).__name__}: {_one_line(error)}", flush=True)
         return 1
     if step < job.train.steps and rank == 0:

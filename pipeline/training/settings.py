@@ -13,7 +13,8 @@ SCHEDULES = ("cosine", "wsd")  # see `pipeline.training.schedule`
 # How a run is computed: with other values it gives the same, up to rounding, so it may go on with them.
 HOW = (
     *("zero", "train.processes", "train.micro_batch", "train.activations"),
-    *("train.checkpoint_every", "train.keep_checkpoints", "train.validate_every", "train.log_every"),
+    *("train.checkpoint_every", "train.keep_checkpoints", "train.keep_every", "train.validate_every", "train.log_every"),
+    *("train.profile", "train.wandb"),
 )
 
 
@@ -57,6 +58,8 @@ class TrainConfig:
     guard: str = _key("skip", "what to do about a step whose loss or gradient is not finite or a spike: skip, stop or rollback")
     guard_sigma: float = _key(6.0, "a spike is so many robust standard deviations above the last 128 good steps")
     guard_limit: int = _key(10, "stop after so many steps skipped in a row, or rollbacks to the same checkpoint")
+    profile: list[int] = _key([], "[first, last]: steps whose profile is written to train/profile; empty: none")
+    wandb: str = _key("", "a project of Weights & Biases that gets the metrics too; needs the wandb extra")
 
     def __post_init__(self) -> None:
         counts = ("sequence", "batch_tokens", "micro_batch", "steps", "processes")
@@ -97,6 +100,8 @@ class TrainConfig:
             raise ValueError(f"train.dtype={self.dtype}: choose bf16 or fp32")
         if self.activations not in ACTIVATIONS:
             raise ValueError(f"train.activations={self.activations}: choose {', '.join(ACTIVATIONS)}")
+        if self.profile and (len(self.profile) != 2 or not 1 <= self.profile[0] <= self.profile[1] <= self.steps):
+            raise ValueError(f"train.profile={self.profile}: choose [first, last] of the steps 1 to {self.steps}, or []")
 
     def _check_batch_warmup(self) -> None:
         named = f"train.batch_warmup={self.batch_warmup}"

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.tokens.loader import Loader, Validation
+from pipeline.tokens.loader import Loader
 from pipeline.training import checkpoint
 from pipeline.training.batch import batch_of
 from pipeline.training.engine import DEVICE, build_engine, build_model, set_learning_rate
-from pipeline.training.evaluate import perplexity, validation_sums
+from pipeline.training.evaluate import ValidationSplits, metrics_of
 from pipeline.training.guard import Event, Guard, OnTheWay, margin
 from pipeline.training.job import Job
-from pipeline.training.memory import is_out_of_memory, out_of_memory
 from pipeline.training.metrics import Metrics
+from pipeline.training.profile import StepProfile
 from pipeline.training.schedule import learning_rate
 from pipeline.training.settings import TrainConfig
 
@@ -31,29 +31,20 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     """Trains from the newest good checkpoint in `folder`, or from the first weights, to the last step.
 
     Where `stop` is set in any rank, all save at the next step and end there. Returns the last step that was done. Raises
-    ValueError for a job that can't be trained, in one line; where the memory is too small, with what to change.
+    ValueError for a job that can't be trained, in one line.
     """
-    try:
-        return _train(job, folder, stop)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise ValueError(out_of_memory(job, dist.get_world_size())) from error
-        raise
-
-
-def _train(job: Job, folder: Path, stop: threading.Event) -> int:
     config = job.train
     rank, world = dist.get_rank(), dist.get_world_size()
     sources = {source: [folder.parent / prefix for prefix in prefixes] for source, prefixes in job.train_shards.items()}
     loader = Loader(sources, job.mixture.shares, job.mixture.epochs, config.sequence, config.seed, job.tokenizer)
-    checks = [folder.parent / prefix for prefixes in job.validation_shards.values() for prefix in prefixes]
-    validation = Validation(checks, config.sequence, job.tokenizer)
+    validation = ValidationSplits(job.validation_shards, folder.parent, config.sequence, config.micro_batch, job.tokenizer)
     eos = loader.vocabulary.eos if config.document_mask else None
     engine = build_engine(build_model(job.model, config, job.zero, world), config, job.zero, world)
     checkpoints = folder / "checkpoints"
     newest = _from_rank_0(checkpoints, checkpoint.latest(checkpoints) if rank == 0 else None)
     guard = Guard(engine, folder, config)
     saver = checkpoint.Saver(engine, checkpoints, config.keep_checkpoints, config.keep_every)
+    profile = StepProfile(folder, config.profile)
 
     def go_on(path: Path | None, event: Event | None = None) -> tuple[int, int, Metrics, Generator[np.ndarray]]:
         state = checkpoint.load(engine, path, job.json()) if path else checkpoint.State()
@@ -61,12 +52,13 @@ def _train(job: Job, folder: Path, stop: threading.Event) -> int:
             guard.roll_back(event, state.step, state.sample)
         guard.go_on(state.step, state.guard)
         batches = loader.batches(_slices(config, state.step, state.sample, rank, world), guard.skipped)
-        return state.step, state.sample, Metrics(folder, state.step, config), batches
+        return state.step, state.sample, Metrics(folder, state.step, state.sample, job, loader.mixture, DEVICE), batches
 
     step, sample, metrics, batches = go_on(newest)
     if not newest and config.guard == "rollback":  # there is always one to go back to
         saver.save(checkpoint.State(), job.json())
     start = step
+    profile.after(start)
     while step < config.steps:
         step += 1
         metrics.start()
@@ -88,7 +80,7 @@ def _train(job: Job, folder: Path, stop: threading.Event) -> int:
             loss += loss_sum.detach() / count
         engine.step()  # clips, then steps, where the guard lets it
         sample += config.batch_at(step)
-        metrics.add(step, rate, loss, engine.get_global_grad_norm())
+        metrics.add(step, sample, rate, loss, engine.get_global_grad_norm())
 
         ends = step == config.steps or stopping.arrived() > 0  # waits for the start of this step, while its work is queued
         validates = step % config.validate_every == 0 or step == config.steps
@@ -102,13 +94,14 @@ def _train(job: Job, folder: Path, stop: threading.Event) -> int:
         if validates or saves or step % config.log_every == 0 or step == start + 1:
             rows = metrics.stop()
             if validates:
-                sums = validation_sums(engine, validation, config.micro_batch, DEVICE, eos, rank, world)
+                sums = validation.sums(engine, DEVICE, eos, rank, world)
                 dist.all_reduce(sums)
-                rows[-1]["validation_loss"] = perplexity(sums)["loss"]
+                rows[-1] |= metrics_of(validation.result(sums))
             metrics.write(rows)
         if saves:
             saver.save(checkpoint.State(step, sample, guard.state()), job.json())
         saver.check()
+        profile.after(step)
         if ends:
             break
     saver.finish()

@@ -19,11 +19,11 @@ from torch import Tensor
 from model.config import LlamaConfig
 from model.llama import Llama
 from pipeline.outputs import write_json
-from pipeline.tokens.loader import Loader, Validation
+from pipeline.tokens.loader import Loader
 from pipeline.tokens.shards import ShardFiles, Vocabulary, dtype_for, write_shard
 from pipeline.training.checkpoint import latest, load_weights
 from pipeline.training.engine import deepspeed_config
-from pipeline.training.evaluate import perplexity, validation_sums
+from pipeline.training.evaluate import ValidationSplits
 from pipeline.training.job import Job
 from pipeline.training.launch import STOPPED, launch
 from pipeline.training.metrics import read_metrics
@@ -88,7 +88,7 @@ def final_weights(out: Path) -> dict[str, Tensor]:
 def plain(tokens: Path, train: TrainConfig) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """The same training in one process with nothing but PyTorch, the batch taken at once."""
     loader = Loader({"crawl": [tokens / "train"]}, {"crawl": 1}, {}, train.sequence, train.seed)
-    validation = Validation([tokens / "validation"], train.sequence)
+    validation = ValidationSplits({"crawl": ["validation"]}, tokens, train.sequence, 100)
     model = Llama(MODEL)
     model.init_weights(train.seed)
     decayed = [weight for name, weight in model.named_parameters() if "norm" not in name]
@@ -111,7 +111,7 @@ def plain(tokens: Path, train: TrainConfig) -> tuple[list[dict[str, Any]], dict[
         adam.step()
         row = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), "lr": learning_rate(step, train)}
         if step % train.validate_every == 0 or step == train.steps:
-            row["validation_loss"] = perplexity(validation_sums(model, validation, 100, "cpu"))["loss"]
+            row["validation_loss"] = validation.result(validation.sums(model, "cpu"))["loss"]
         rows.append(row)
     return rows, {name: weight.detach() for name, weight in model.named_parameters()}
 
