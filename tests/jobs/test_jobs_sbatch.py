@@ -65,6 +65,11 @@ def test_without_slurm_it_is_said_in_one_line(monkeypatch):
         sbatch.states()
 
 
+def test_only_ids_are_cancelled():
+    with pytest.raises(ValueError, match="'--user=root': not the id of a job"):
+        sbatch.cancel([12, "12_3", "--user=root"])
+
+
 def test_an_attempt_that_lacks_memory_says_so():
     def greedy(unit: int) -> None:
         raise MemoryError
