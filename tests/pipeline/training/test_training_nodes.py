@@ -22,7 +22,7 @@ SETTINGS = [
     "train.lr=1e-3", "train.warmup_steps=0", "train.min_lr_ratio=1", "train.dtype=fp32", "train.log_every=1",
     "train.validate_every=100000", "train.checkpoint_every=20", "zero=1",
 ]  # fmt: skip
-SUBMIT = ["executor=slurm", "executor.resources.memory=1500M", "train.processes=1"]
+SUBMIT = ["executor=slurm", "train.processes=1"]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ class Submitted:
 def test_a_job_over_its_time_limit_goes_on_over_both_nodes(
     slurm: Cluster, road: Callable[[], Path], reference: Callable[[int], dict[int, float]]
 ) -> None:
-    needs = "{train:{nodes:2,minutes:2,warning:60}}"
+    needs = "{train:{nodes:2,minutes:2,warning:60,memory:1500M}}"
     run = Submitted(slurm, road(), "train.steps=1000000", f"executor.stages={needs}")
     run.wait_for_requeue()
     saved = max(losses_of(run.out))
@@ -144,7 +144,7 @@ def test_a_job_over_its_time_limit_goes_on_over_both_nodes(
 def test_a_lost_node_does_not_end_a_training(
     slurm: Cluster, road: Callable[[], Path], reference: Callable[[int], dict[int, float]]
 ) -> None:
-    needs = "{train:{nodes:2,min_nodes:1,minutes:10}}"
+    needs = "{train:{nodes:2,min_nodes:1,minutes:10,memory:1500M}}"
     run = Submitted(slurm, road(), "train.steps=200", f"executor.stages={needs}")
     run.wait_for_step(25)
     slurm.kill_node("n2")
