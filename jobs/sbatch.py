@@ -98,8 +98,11 @@ def states() -> dict[str, State] | None:
 
 
 def cancel(jobs: Iterable[int | str]) -> None:
-    """Ends jobs (ids) and tasks of arrays (`12_3`); those that have ended are no error."""
-    if names := [str(job) for job in jobs]:
+    """Ends jobs (ids) and tasks of arrays (`12_3`); those that have ended are no error. Raises ValueError for what is no id."""
+    names = [str(job) for job in jobs]
+    if wrong := [name for name in names if not re.fullmatch(r"\d+(_\d+)?", name)]:
+        raise ValueError(f"{wrong[0]!r}: not the id of a job")
+    if names:
         _slurm("scancel", *names)
 
 
