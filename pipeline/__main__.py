@@ -118,9 +118,10 @@ def _help(command: str, config: Config) -> str:
 
 
 def _command_help(command: str, module: ModuleType, settings: object) -> str:
-    """The page of a command; its module may say more in `DETAILS`."""
+    """The page of a command; its module may say more in `DETAILS`, and in `KEYS` which keys are its own."""
     worded = {f.name: f.metadata["help"] for f in fields(settings) if f.metadata.get("words")}  # type: ignore[arg-type]
-    keys = [key for key in describe(settings) if key[0] not in worded]
+    chosen = getattr(module, "KEYS", ("",))
+    keys = [key for key in describe(settings) if key[0] not in worded and key[0].startswith(chosen)]
     page = _page(f"{command}{''.join(f' {name.upper()} …' for name in worded)}", COMMANDS[command], keys)
     lines = [f"  {name.upper()}\n      {text}" for name, text in worded.items()]
     return "\n".join([page, *lines, *([f"\n{module.DETAILS}"] if hasattr(module, "DETAILS") else [])])

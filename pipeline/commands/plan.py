@@ -31,7 +31,7 @@ def run(config: Config) -> None:
 
 def _run(config: Config, peak: float, gpus: int) -> Table:
     model, train = config.model, config.train
-    tokens, flops = train.steps * train.batch_tokens, model.flops_per_token(train.sequence)
+    tokens, flops = train.tokens(train.steps), model.flops_per_token(train.sequence)
     table = Table("the run", "", show_header=False)
     table.add_row("parameters", f"{model.parameter_count():,}")
     table.add_row("FLOPs a token", f"{flops:.4g} (masked attention scores and recomputed activations not counted)")
@@ -39,16 +39,20 @@ def _run(config: Config, peak: float, gpus: int) -> Table:
     table.add_row("FLOPs", f"{flops * tokens:.4g}")
     took = seconds(model, train.sequence, tokens, gpus, peak, config.plan.mfu)
     rate = tokens / took / gpus
-    row = f"{took / DAY:,.1f} days at an MFU of {config.plan.mfu:.0%} ({rate:,.0f} tokens/s each, {took * gpus / 3600:,.0f} GPU hours)"
+    hours = took * gpus / 3600
+    row = f"{took / DAY:,.1f} days at an MFU of {config.plan.mfu:.0%} ({rate:,.0f} tokens/s each, {hours:,.0f} GPU hours)"
     table.add_row(f"on {gpus} {config.plan.gpu}", row)
     size = checkpoint_bytes(model)
     kept = f"{human_bytes(size * train.keep_checkpoints)} for train.keep_checkpoints={train.keep_checkpoints}"
     table.add_row("a checkpoint", f"{human_bytes(size)} (fp32 weights and Adam's moments); {kept}")
     table.add_row("the export", human_bytes(model.parameter_bytes(4)))
-    for name, (sizes, trained, hours) in LLAMA_HOURS.items():
-        if LlamaConfig(**sizes).parameter_count() == model.parameter_count():
-            implied = implied_mfu(LlamaConfig(**sizes), train.sequence, trained, hours)
-            table.add_row(f"{name} took", f"{hours:,} A100 hours for {trained / 1e12:.1f}T tokens: an MFU of {implied:.1%}")
+    for name, (sizes, trained, took_hours) in LLAMA_HOURS.items():
+        llama = LlamaConfig(**sizes)  # type: ignore[arg-type]
+        if llama.parameter_count() == model.parameter_count():
+            implied = implied_mfu(llama, train.sequence, trained, took_hours)
+            table.add_row(
+                f"{name} took", f"{took_hours:,} A100 hours for {trained / 1e12:.1f}T tokens: an MFU of {implied:.1%}"
+            )
     return table
 
 
@@ -64,11 +68,11 @@ def _memory(config: Config, gpus: int, limit: int) -> Table:
         if train.dtype == "bf16" and stage == 0:
             continue
         for activations in ACTIVATIONS:
-            place = {"stage": stage, "offload": offload, "world": gpus, "activations": activations}
+            place: dict[str, Any] = {"stage": stage, "offload": offload, "world": gpus, "activations": activations}
             need = memory(model, train, **place)
             parts = (need.weights, need.gradients, need.optimizer, need.activations, need.buffers, need.total, need.host)
             largest = largest_micro_batch(model, train, limit, **place)
-            here = (stage, offload, activations) == (config.zero.stage, False, train.activations)
+            here = (stage, offload, activations) == (config.zero.stage, config.zero.offload, train.activations)
             style = "bold" if here else None
             table.add_row(name, activations, *(f"{part / 1e9:,.2f}" for part in parts), str(largest or "none"), style=style)
     return table
@@ -85,7 +89,7 @@ def _sources(config: Config) -> Table:
     table = Table("source", "share", "tokens it takes", "tokens there are", "epochs", "")
     wanted = {source: share for source, share in config.mixture.shares.items() if share > 0}
     if missing := sorted(set(wanted) - set(tokens)):
-        whole = config.train.steps * config.train.batch_tokens
+        whole = config.train.tokens(config.train.steps)
         for source, share in wanted.items():
             taken = whole * share / sum(wanted.values())
             there = tokens.get(source)

@@ -45,7 +45,7 @@ def run(settings: Settings) -> None:
 
 
 def measure(settings: Settings) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """The result on the validation splits (`pipeline.training.evaluate.ValidationSplits.result`), and {task: {metric: value}}."""
+    """The result on the validation splits (`pipeline.training.evaluate.ValidationSplits.result`); {task: {metric: value}}."""
     import torch
 
     from pipeline.outputs import read_json

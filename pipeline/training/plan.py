@@ -149,7 +149,7 @@ def out_of_memory(model: LlamaConfig, train: TrainConfig, stage: int, world: int
     """What a rank needs by part, and what would save how much: a line for a run that did not fit."""
     now = memory(model, train, stage=stage, world=world, activations=train.activations, offload=offload)
     parts = {name: getattr(now, name) for name in ("weights", "gradients", "optimizer", "activations", "buffers")}
-    changes = {}
+    changes: dict[str, dict[str, Any]] = {}
     if train.micro_batch > 1:
         smaller = train.micro_batch // 2
         changes[f"train.micro_batch={smaller}"] = {"micro_batch": smaller}

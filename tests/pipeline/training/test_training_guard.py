@@ -128,7 +128,7 @@ def test_ranges_without_what_is_skipped(steps: list[int], first: int, count: int
 
 
 def whole_batches(loader: Loader, config: TrainConfig, skipped: list[tuple[int, int]]) -> list[torch.Tensor]:
-    return [torch.from_numpy(loader.batch(n * config.batch, config.batch, skipped)) for n in range(config.steps)]
+    return [torch.from_numpy(loader.batch(n * config.batch_at(1), config.batch_at(1), skipped)) for n in range(config.steps)]
 
 
 def plain(job: Job, folder: Path, bad_steps: tuple[int, ...] = (), skipped: tuple[tuple[int, int], ...] = ()) -> Any:
