@@ -1,6 +1,7 @@
 """plan: the configuration of a training in; what it will cost out, before it starts, as tables. Needs no GPU and no outputs."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
