@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ccnet.quality import Rule, apply
@@ -93,13 +93,14 @@ def _batch(held: Sequence[tuple[str, Document]], source: str) -> pa.RecordBatch:
     origins, documents = zip(*held, strict=True)
     octets = [document.text.encode(errors="replace") for document in documents]
     text = pa.array(octets, pa.binary()).cast(pa.string())
-    nlines = pc.add(pc.count_substring(text, "\n"), 1)
+    nlines = [document.text.count("\n") + 1 for document in documents]
+    ends = np.cumsum([0, *nlines], dtype=np.int32)
     number = len(documents)
     columns = {
         "url": [_well_formed(document.url) for document in documents],
         "date_download": [document.date for document in documents],
         "digest": [digest(text) for text in octets],
-        "length": pc.utf8_length(text),
+        "length": [len(document.text) for document in documents],
         "nlines": nlines,
         "source_domain": [_host(document.url) for document in documents],
         "title": [_well_formed(document.title) for document in documents],
@@ -107,7 +108,7 @@ def _batch(held: Sequence[tuple[str, Document]], source: str) -> pa.RecordBatch:
         "cc_segment": [_well_formed(origin) for origin in origins],
         "original_nlines": nlines,
         "original_length": list(map(len, octets)),
-        "line_ids": [range(n) for n in nlines.to_pylist()],
+        "line_ids": pa.ListArray.from_arrays(ends, np.arange(ends[-1], dtype=np.int32) - np.repeat(ends[:-1], nlines)),
         "language": [document.language or UNTOLD for document in documents],
         "language_score": [float(document.language is not None) for document in documents],
         "perplexity": pa.nulls(number, pa.float64()),
