@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ccnet.corpus import DroppedFile
 from ccnet.quality import Rule, apply
 from ccnet.schema import SOURCE_DOCUMENT
 from ccnet.stats import Tally
@@ -39,19 +40,30 @@ class Document(NamedTuple):
 
 
 def write_documents(
-    documents: Iterable[tuple[str, Document]], source: str, target: Path, rules: Sequence[Rule], counts: Counter[str]
+    documents: Iterable[tuple[str, Document]],
+    source: str,
+    target: Path,
+    rules: Sequence[Rule],
+    counts: Counter[str],
+    dropped: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the documents that stay to a Parquet file (`SOURCE_DOCUMENT`), a row group for about 16 MB of text.
 
     Args:
         documents: each with the name of its file, for `cc_segment`. rules: applied in turn (`ccnet.quality`).
         counts: what the source counts: `dropped_{reason}` for documents that never had a text, `bad_{reason}`.
+        dropped: where the documents that go are written to, with their text (`DROPPED`).
     Returns: `documents`, `chars` and `lines` as `Tally` has them, `domains`, `bad`, and `languages` {language: documents}.
     """
     tally, languages = Tally(), Counter[str]()
-    with closing(pq.ParquetWriter(target, SOURCE_DOCUMENT, compression="zstd")) as writer:
-        for batch in _batches(documents, source, tally):
-            kept = apply(rules, batch, tally)
+    with closing(pq.ParquetWriter(target, SOURCE_DOCUMENT, compression="zstd")) as writer, ExitStack() as stack:
+        others = stack.enter_context(DroppedFile(dropped)) if dropped is not None else None
+        for batch, reasons in _batches(documents, source, tally, whole=others is not None):
+            for reason in sorted({reason for reason in reasons if reason is not None}):
+                assert others is not None
+                others.add(batch.filter(pa.array([of == reason for of in reasons])), reason)
+            batch = batch.filter(pa.array([reason is None for reason in reasons], pa.bool_()))
+            kept = apply(rules, batch, tally, drop=others.add if others is not None else None)
             if len(kept):
                 tally.keep(kept)
                 languages.update(kept.column("language").to_pylist())
@@ -64,8 +76,10 @@ def write_documents(
     return tally.statistics() | {"languages": dict(languages)}
 
 
-def _batches(documents: Iterable[tuple[str, Document]], source: str, tally: Tally) -> Iterator[pa.RecordBatch]:
-    """The documents that stay, as Arrow; all are counted as they come in."""
+def _batches(
+    documents: Iterable[tuple[str, Document]], source: str, tally: Tally, *, whole: bool
+) -> Iterator[tuple[pa.RecordBatch, list[str | None]]]:
+    """The documents that stay, as Arrow, or the `whole` of them, and why they go; all are counted as they come in."""
     held: list[tuple[str, Document]] = []
     size = 0
     for origin, document in documents:
@@ -79,14 +93,15 @@ def _batches(documents: Iterable[tuple[str, Document]], source: str, tally: Tall
         if document.dropped is not None:
             tally.add(document.dropped, 1, len(document.text), lines)
             tally.domains["dropped"][_host(document.url)] += 1
-            continue
+            if not whole:
+                continue
         held.append((origin, document))
         size += len(document.text)
         if size >= BATCH_BYTES:
-            yield _batch(held, source)
+            yield _batch(held, source), [document.dropped for _, document in held]
             held, size = [], 0
     if held:
-        yield _batch(held, source)
+        yield _batch(held, source), [document.dropped for _, document in held]
 
 
 def _batch(held: Sequence[tuple[str, Document]], source: str) -> pa.RecordBatch:

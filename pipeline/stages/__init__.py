@@ -64,7 +64,7 @@ _SPECS = (
         (),
         (
             *("sources.quality", "sources.licences", "sources.max_line", "sources.mean_line", "sources.alphanumeric"),
-            *("sources.overlap", "quality.bad_words"),
+            *("sources.overlap", "quality.bad_words", "keep_dropped"),
         ),
         ("quality.bad_words",),
         choices=("sources.files", "sources.split_bytes"),

@@ -45,6 +45,7 @@ def run(stage: Stage) -> None:
         for number, group in enumerate(_groups(_pieces(known[name], patterns, config.sources), config.sources.split_bytes)):
             unit = f"{name}.{number:05d}"
             arguments = {"source": name, "number": number, "pieces": group, "settings": config.sources, "bad_words": words}
+            arguments["keep_dropped"] = config.keep_dropped
             inputs = {f"{piece.path} {piece.part or ''}".strip(): piece.print for piece in group} | {"bad_words": bad_words}
             units.append(Unit(unit, arguments, inputs, sum(piece.bytes for piece in group)))
             of[unit] = name
@@ -74,7 +75,13 @@ def run(stage: Stage) -> None:
 
 
 def read_unit(
-    outputs: Outputs, source: str, number: int, pieces: Sequence[Piece], settings: SourcesConfig, bad_words: str | None
+    outputs: Outputs,
+    source: str,
+    number: int,
+    pieces: Sequence[Piece],
+    settings: SourcesConfig,
+    bad_words: str | None,
+    keep_dropped: bool,
 ) -> dict[str, Any]:
     """Work of a unit of the first round. Of sources whose duplicates go, what these are found by is written as well."""
     known = sources()[source]
@@ -86,7 +93,8 @@ def read_unit(
         for document in known.read(Given(piece.path, piece.part, settings, outputs.temporary), counts)
     )
     chosen = rules(settings.quality.get(source, []), Path(bad_words) if bad_words else None)
-    result: dict[str, Any] = {"counts": write_documents(documents, source, target, chosen, counts)}
+    dropped = outputs.path(f"dropped/{unit}.sources.parquet") if keep_dropped else None
+    result: dict[str, Any] = {"counts": write_documents(documents, source, target, chosen, counts, dropped)}
     if known.duplicates == "exact":
         write_keys(target, outputs.path(work_file(source, unit, "keys")))
     elif known.duplicates == "near":
