@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from ccnet.lines import keep_lines
 from ccnet.normalize import SPACE, decode, key_tables
 from ccnet.stats import Tally
+from ccnet.words import text_buffers
 
 
 class Verdict(NamedTuple):
@@ -32,7 +33,8 @@ class Verdict(NamedTuple):
 
 def count_lines(text: pa.StringArray) -> int:
     """The lines of all texts, of which an empty one has one."""
-    return int(pc.sum(pc.count_substring(text, "\n")).as_py() or 0) + len(text)
+    octets, starts = text_buffers(text)
+    return int(np.count_nonzero(octets[starts[0] : starts[-1]] == 10)) + len(text)
 
 
 class Rule(Protocol):
@@ -128,8 +130,7 @@ def _without_lines(rule: Rule, documents: pa.RecordBatch, lines: np.ndarray, end
         "nlines": pa.array(np.diff(left)),
     }
     lost = _integers(documents.column("length")) - _integers(columns["length"])  # with the LFs between lines
-    texts = pc.split_pattern(documents.column("raw_content"), "\n").flatten()
-    chars = _integers(pc.utf8_length(texts))
+    chars = _line_chars(*text_buffers(documents.column("raw_content")), len(lines))
     counted = 0
     for number, reason in enumerate(rule.reasons, 1):
         if (of_reason := lines == number).any():
@@ -139,6 +140,22 @@ def _without_lines(rule: Rule, documents: pa.RecordBatch, lines: np.ndarray, end
     tally.add(last, 0, int(lost.sum()) - counted, 0)
     arrays = [columns[f.name].cast(f.type) if f.name in columns else documents.column(f.name) for f in documents.schema]
     return pa.RecordBatch.from_arrays(arrays, schema=documents.schema)
+
+
+@numba.njit(cache=True, nogil=True)
+def _line_chars(octets, starts, lines):  # type: ignore[no-untyped-def]
+    """int64[lines]: characters of every line of every text."""
+    chars = np.zeros(lines, np.int64)
+    line = 0
+    for text in range(len(starts) - 1):
+        for i in range(starts[text], starts[text + 1]):
+            byte = octets[i]
+            if byte == 10:
+                line += 1
+            elif byte & 0xC0 != 0x80:
+                chars[line] += 1
+        line += 1
+    return chars
 
 
 def _integers(array: pa.Array) -> np.ndarray:
@@ -166,9 +183,7 @@ class C4:
     )
 
     def __call__(self, text: pa.StringArray) -> Verdict:
-        _, offsets, data = text.buffers()
-        starts = np.frombuffer(offsets, np.int32, len(text) + 1, 4 * text.offset) if len(text) else np.zeros(1, np.int32)
-        octets = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+        octets, starts = text_buffers(text)
         verdict = Verdict(*_c4(octets, starts, count_lines(text), key_tables()[0], *_PATTERNS))
         if self.bad_words:
             found = pc.match_substring_regex(text, self._bad_words).to_numpy(zero_copy_only=False)
@@ -188,7 +203,7 @@ _TEXTS = (
 _PATTERNS = (
     np.frombuffer(b"".join(_TEXTS), np.uint8),
     np.cumsum([0, *map(len, _TEXTS)]),
-    np.array([any(chr(byte).lower() == chr(text[0]) for text in _TEXTS) for byte in range(256)], np.bool_),
+    np.isin(np.arange(1 << 15), [(a & 31) << 10 | (b & 31) << 5 | c & 31 for a, b, c in (text[:3] for text in _TEXTS)]),
 )
 _LONG_WORD, _MIN_WORDS, _MIN_SENTENCES = 1000, 5, 3
 
@@ -208,12 +223,13 @@ def _found(octets, i, end, pattern, start, stop):  # type: ignore[no-untyped-def
 
 
 @numba.njit(cache=True, nogil=True)
-def _c4_line(octets, start, end, table, patterns, bounds, firsts):  # type: ignore[no-untyped-def]
+def _c4_line(octets, start, end, table, patterns, bounds, begins):  # type: ignore[no-untyped-def]
     """(reason of the line, reason of the document, sentences) of one line."""
     words = length = of_last = sentences = 0  # words; characters of this one and of the last one
     long_word = brace = policy = javascript = lorem = False
     mark = False  # after a sentence's end, and what closes behind it
     last = previous = before = np.uint32(0)  # the last three characters that are no white space
+    seen = np.uint32(0)  # low five bits of the last three: those of a letter whatever its case
     i = start
     while i < end:
         code, width = decode(octets, i)
@@ -232,9 +248,10 @@ def _c4_line(octets, start, end, table, patterns, bounds, firsts):  # type: igno
             elif not (code == 34 or code == 39 or code == 41 or code == 93 or code == 0x201D or code == 0x2019):
                 mark = False
             brace |= code == 123
-            if code < 128 and firsts[code]:
+            seen = (seen << np.uint32(5) | code & np.uint32(31)) & np.uint32(0x7FFF)
+            if begins[seen]:
                 for n in range(len(bounds) - 1):
-                    if _found(octets, i, end, patterns, bounds[n], bounds[n + 1]):
+                    if _found(octets, i - 2, end, patterns, bounds[n], bounds[n + 1]):
                         if n == 0:
                             javascript = True
                         elif n == len(bounds) - 2:
@@ -262,7 +279,7 @@ def _c4_line(octets, start, end, table, patterns, bounds, firsts):  # type: igno
 
 
 @numba.njit(cache=True, nogil=True)
-def _c4(octets, starts, lines, table, patterns, bounds, firsts):  # type: ignore[no-untyped-def]
+def _c4(octets, starts, lines, table, patterns, bounds, begins):  # type: ignore[no-untyped-def]
     of_line = np.zeros(lines, np.uint8)
     of_document = np.zeros(len(starts) - 1, np.uint8)
     line = 0
@@ -274,7 +291,7 @@ def _c4(octets, starts, lines, table, patterns, bounds, firsts):  # type: ignore
             end = at
             while end < stop and octets[end] != 10:
                 end += 1
-            reason, fatal, added = _c4_line(octets, at, end, table, patterns, bounds, firsts)
+            reason, fatal, added = _c4_line(octets, at, end, table, patterns, bounds, begins)
             of_line[line] = reason
             sentences += added
             if fatal and not of_document[document]:

@@ -397,7 +397,7 @@ class Config:
     stages: list[str] = key([], "the stages that `all` runs, in order; an experiment names them")
     overwrite: bool = key(False, "replace outputs that were made with another configuration")
     max_bad_fraction: float = key(0.05, "a stage fails when more than this share of its records is bad")
-    keep_dropped: bool = key(False, "write what mine and regroup drop, with the reason, to dropped/")
+    keep_dropped: bool = key(False, "write what mine, regroup and sources drop, with the reason, to dropped/")
     max_removed: float = key(0.98, "a stage stops when it removes more than this share of the characters")
     crawl: CrawlConfig = field(default_factory=CrawlConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)

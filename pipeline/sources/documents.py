@@ -4,15 +4,16 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ccnet.corpus import DroppedFile
 from ccnet.privacy import mask_documents
 from ccnet.quality import Rule, apply
 from ccnet.schema import SOURCE_DOCUMENT
@@ -46,6 +47,7 @@ def write_documents(
     rules: Sequence[Rule],
     privacy: Sequence[str],
     counts: Counter[str],
+    dropped: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the documents that stay to a Parquet file (`SOURCE_DOCUMENT`), a row group for about 16 MB of text.
 
@@ -53,13 +55,19 @@ def write_documents(
         documents: each with the name of its file, for `cc_segment`. rules: applied in turn (`ccnet.quality`).
         privacy: kinds of addresses that are replaced (`ccnet.privacy`).
         counts: what the source counts: `dropped_{reason}` for documents that never had a text, `bad_{reason}`.
+        dropped: where the documents that go are written to, with their text (`DROPPED`).
     Returns: `documents`, `chars` and `lines` as `Tally` has them, `domains`, `bad`, `languages` {language: documents}, and
         `replaced` {kind: addresses}.
     """
     tally, languages, replaced = Tally(), Counter[str](), Counter[str]()
-    with closing(pq.ParquetWriter(target, SOURCE_DOCUMENT, compression="zstd")) as writer:
-        for batch in _batches(documents, source, tally):
-            kept = apply(rules, batch, tally)
+    with closing(pq.ParquetWriter(target, SOURCE_DOCUMENT, compression="zstd")) as writer, ExitStack() as stack:
+        others = stack.enter_context(DroppedFile(dropped)) if dropped is not None else None
+        for batch, reasons in _batches(documents, source, tally, whole=others is not None):
+            for reason in sorted({reason for reason in reasons if reason is not None}):
+                assert others is not None
+                others.add(batch.filter(pa.array([of == reason for of in reasons])), reason)
+            batch = batch.filter(pa.array([reason is None for reason in reasons], pa.bool_()))
+            kept = apply(rules, batch, tally, drop=others.add if others is not None else None)
             if len(kept):
                 tally.keep(kept)
                 languages.update(kept.column("language").to_pylist())
@@ -74,8 +82,10 @@ def write_documents(
     return tally.statistics() | {"languages": dict(languages), "replaced": dict(replaced)}
 
 
-def _batches(documents: Iterable[tuple[str, Document]], source: str, tally: Tally) -> Iterator[pa.RecordBatch]:
-    """The documents that stay, as Arrow; all are counted as they come in."""
+def _batches(
+    documents: Iterable[tuple[str, Document]], source: str, tally: Tally, *, whole: bool
+) -> Iterator[tuple[pa.RecordBatch, list[str | None]]]:
+    """The documents that stay, as Arrow, or the `whole` of them, and why they go; all are counted as they come in."""
     held: list[tuple[str, Document]] = []
     size = 0
     for origin, document in documents:
@@ -89,27 +99,29 @@ def _batches(documents: Iterable[tuple[str, Document]], source: str, tally: Tall
         if document.dropped is not None:
             tally.add(document.dropped, 1, len(document.text), lines)
             tally.domains["dropped"][_host(document.url)] += 1
-            continue
+            if not whole:
+                continue
         held.append((origin, document))
         size += len(document.text)
         if size >= BATCH_BYTES:
-            yield _batch(held, source)
+            yield _batch(held, source), [document.dropped for _, document in held]
             held, size = [], 0
     if held:
-        yield _batch(held, source)
+        yield _batch(held, source), [document.dropped for _, document in held]
 
 
 def _batch(held: Sequence[tuple[str, Document]], source: str) -> pa.RecordBatch:
     origins, documents = zip(*held, strict=True)
     octets = [document.text.encode(errors="replace") for document in documents]
     text = pa.array(octets, pa.binary()).cast(pa.string())
-    nlines = pc.add(pc.count_substring(text, "\n"), 1)
+    nlines = [document.text.count("\n") + 1 for document in documents]
+    ends = np.cumsum([0, *nlines], dtype=np.int32)
     number = len(documents)
     columns = {
         "url": [_well_formed(document.url) for document in documents],
         "date_download": [document.date for document in documents],
         "digest": [digest(text) for text in octets],
-        "length": pc.utf8_length(text),
+        "length": [len(document.text) for document in documents],
         "nlines": nlines,
         "source_domain": [_host(document.url) for document in documents],
         "title": [_well_formed(document.title) for document in documents],
@@ -117,7 +129,7 @@ def _batch(held: Sequence[tuple[str, Document]], source: str) -> pa.RecordBatch:
         "cc_segment": [_well_formed(origin) for origin in origins],
         "original_nlines": nlines,
         "original_length": list(map(len, octets)),
-        "line_ids": [range(n) for n in nlines.to_pylist()],
+        "line_ids": pa.ListArray.from_arrays(ends, np.arange(ends[-1], dtype=np.int32) - np.repeat(ends[:-1], nlines)),
         "language": [document.language or UNTOLD for document in documents],
         "language_score": [float(document.language is not None) for document in documents],
         "perplexity": pa.nulls(number, pa.float64()),

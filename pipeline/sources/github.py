@@ -60,7 +60,8 @@ _BOILERPLATE = re.compile(
     r"|do not (?:edit|modify)",
     re.IGNORECASE,
 )
-_ALPHANUMERIC = re.compile(r"[^\W_]+")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+_ASCII_ALPHANUMERIC = bytes(code for code in range(128) if chr(code).isalnum())
 
 
 def files(name: str) -> Sequence[str]:
@@ -124,7 +125,7 @@ def documents(given: "Given", counts: Counter[str]) -> Iterator[Document]:
 
 def row_licences(row: Mapping[str, Any]) -> list[str]:
     """The licences that a row names, of the repository or found in it: one or a list of names."""
-    value = next((row[name] for name in LICENCE if row.get(name)), [])
+    value: Any = next((row[name] for name in LICENCE if row.get(name)), [])
     return [str(name) for name in (value if isinstance(value, list) else [value])]
 
 
@@ -184,7 +185,10 @@ def _unsound(text: str, settings: SourcesConfig) -> str | None:
         return "long_line"
     if len(text) > settings.mean_line * len(lines) + len(lines):
         return "long_lines"
-    letters = sum(map(len, _ALPHANUMERIC.findall(text)))
+    plain = text.encode("ascii", "ignore")
+    letters = len(plain) - len(plain.translate(None, _ASCII_ALPHANUMERIC))
+    if len(plain) < len(text):
+        letters += sum(map(str.isalnum, "".join(_NOT_ASCII.findall(text))))
     return "not_alphanumeric" if letters < settings.alphanumeric * len(text) else None
 
 

@@ -75,7 +75,7 @@ _SPECS = (
         (),
         (
             *("sources.quality", "sources.licences", "sources.max_line", "sources.mean_line", "sources.alphanumeric"),
-            *("sources.overlap", "quality.bad_words", "quality.evaluations", "privacy"),
+            *("sources.overlap", "quality.bad_words", "quality.evaluations", "privacy", "keep_dropped"),
         ),
         ("quality.bad_words", "quality.evaluations"),
         choices=("sources.files", "sources.split_bytes"),

@@ -44,7 +44,7 @@ def run(stage: Stage) -> None:
         for number, group in enumerate(_groups(_pieces(known[name], patterns, config.sources), config.sources.split_bytes)):
             unit = f"{name}.{number:05d}"
             arguments = {"source": name, "number": number, "pieces": group, "settings": config.sources}
-            arguments |= {"quality": config.quality, "privacy": config.privacy.replace}
+            arguments |= {"quality": config.quality, "privacy": config.privacy.replace, "keep_dropped": config.keep_dropped}
             inputs = {f"{piece.path} {piece.part or ''}".strip(): piece.print for piece in group} | rules_read
             units.append(Unit(unit, arguments, inputs, sum(piece.bytes for piece in group)))
             of[unit] = name
@@ -81,6 +81,7 @@ def read_unit(
     settings: SourcesConfig,
     quality: QualityConfig,
     privacy: Sequence[str],
+    keep_dropped: bool,
 ) -> dict[str, Any]:
     """Work of a unit of the first round. Of sources whose duplicates go, what these are found by is written as well."""
     known = sources()[source]
@@ -92,7 +93,8 @@ def read_unit(
         for document in known.read(Given(piece.path, piece.part, settings, outputs.temporary), counts)
     )
     chosen = quality_rules(quality, settings.quality.get(source, []))
-    result: dict[str, Any] = {"counts": write_documents(documents, source, target, chosen, privacy, counts)}
+    dropped = outputs.path(f"dropped/{unit}.sources.parquet") if keep_dropped else None
+    result: dict[str, Any] = {"counts": write_documents(documents, source, target, chosen, privacy, counts, dropped)}
     if known.duplicates == "exact":
         write_keys(target, outputs.path(work_file(source, unit, "keys")))
     elif known.duplicates == "near":

@@ -86,7 +86,7 @@ def test_what_sources_wrote_becomes_shards(copy, tmp_path):
     words = random.Random(1)
     for number in range(200):
         (tmp_path / "books" / f"{number}.txt").write_text(" ".join(words.choice(WORDS) for _ in range(300)))
-    more = [f"sources.files.books=[{tmp_path}/books]", "mixture.shares={crawl: 0.5, books: 0.5}"]
+    more = [f"sources.files.books=[{tmp_path}/books]", "mixture.shares={crawl: 0.5, books: 0.5}", "overwrite=true"]
     assert "run it first" in run_bad("tokenize", copy, *more)
     for stage in ("sources", "tokenizer", "tokenize"):
         run_good(stage, copy, *more)

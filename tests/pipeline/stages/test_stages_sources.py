@@ -81,6 +81,18 @@ def test_three_sources(tmp_path, given):
         assert counts["lines"]["kept"] == sum(row["nlines"] for row in written)
 
 
+def test_what_is_dropped_is_kept_on_request(tmp_path, given):
+    out = tmp_path / "out"
+    path = tmp_path / "c.jsonl"
+    code(path, "a = 1\n", "x" * 2000)
+    path.write_text(path.read_text() + json.dumps({"path": "g", "content": "g = 1\n", "license": "gpl-3.0"}))
+    run(out, github=[path], c4=given["c4"], more=[*given["more"], "keep_dropped=true"])
+    code_file, c4_file = (out / "dropped" / f"{name}.00000.sources.parquet" for name in ("github", "c4"))
+    gone = pq.read_table(code_file, columns=["raw_content", "reason"]).to_pylist()
+    assert [tuple(row.values()) for row in gone] == [("g = 1\n", "licence"), ("x" * 2000, "long_line")]
+    assert pq.read_table(c4_file).column("reason").to_pylist() == ["c4_few_sentences"]
+
+
 def test_a_file_more_leaves_the_others_units_alone(tmp_path, given):
     out = tmp_path / "out"
     run(out, **given)
