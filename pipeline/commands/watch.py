@@ -4,12 +4,13 @@ It listens on 127.0.0.1 alone, has one page, and answers GET and HEAD. A request
 of another site that made its own name point here (DNS rebinding) gets nothing.
 """
 
+import re
+import sys
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pipeline.config import key, require
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # what --help does not need
     from pipeline.live import LivePage
 
 ADDRESS = "127.0.0.1"
-HOSTS = (ADDRESS, "localhost")
+HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE | re.ASCII)  # any port: one may be forwarded to this
 IDLE_SECONDS = 10  # after which a connection that says nothing is closed
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
@@ -70,6 +71,11 @@ class Server(ThreadingHTTPServer):
         self.page = page
         super().__init__(address, Handler)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says what went wrong; that a browser went away is nothing."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 class Handler(BaseHTTPRequestHandler):
     """Answers one connection."""
@@ -92,10 +98,9 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _answer(self) -> tuple[HTTPStatus, str]:
-        host = urlsplit(f"//{self.headers.get('Host', '')}")
-        if host.hostname not in HOSTS:
+        if not HOST.fullmatch(self.headers.get("Host", "")):
             return HTTPStatus.MISDIRECTED_REQUEST, "no such host"
-        if urlsplit(self.path).path != "/":
+        if self.path.partition("?")[0] != "/":
             return HTTPStatus.NOT_FOUND, "no such page"
         return HTTPStatus.OK, self.server.page.text()
 
