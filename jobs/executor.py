@@ -31,7 +31,7 @@ class Resources:
     minutes: int | None = _described("time limit of a task; a unit that ran into it is tried again with twice as much")
     workers: int | None = _described("tasks that work at a time, at most; executor.workers for all stages")
     bundle: int | None = _described("units that one task does, one after another, at most")
-    nodes: int | None = _described("nodes on which train's ranks work, train.processes on each")
+    nodes: int | None = _described("nodes on which the ranks of train work, as many on each")
     min_nodes: int | None = _described("train begins, or goes on, with so few nodes where there are no more")
     gpus: int | None = _described("GPUs of each node")
     warning: int | None = _described("seconds before the end of its time limit in which train is told to save; 120")

@@ -90,7 +90,7 @@ def state(command: str, config: Config) -> dict[str, Any]:
     executor = config.executor
     rows = []
     for stage in chosen(command, config):
-        needs = executor.needs(stage.spec.name) if stage.spec.here else executor.controller.over(executor.resources)
+        needs = executor.needs(stage.spec.name) if stage.spec.here else executor.own_process()
         finished = stage.is_finished()
         rows.append({"finished": finished, "always": stage.spec.always, "needs": asdict(needs), **stage.progress()})
     return {"out": str(Path(config.out).absolute()), "executor": executor.kind, "stages": rows}

@@ -374,19 +374,24 @@ class ExecutorConfig:
     attempts: int = key(3, "a unit whose worker died, or that had an unexpected error, is tried so often")
     resources: Resources = field(default_factory=Resources)
     stages: dict[str, dict[str, Any]] = key({}, "{stage: what its tasks need}, where that is not what executor.resources says")
-    controller: Resources = field(default_factory=Resources)
+    controller: dict[str, Any] = key({}, "what a stage's own process needs, which plans the units and sends them out")
 
     def __post_init__(self) -> None:
         require(self.kind in EXECUTORS, f"executor.kind={self.kind}: choose from {', '.join(EXECUTORS)}")
         require(1 <= self.workers <= 100_000, f"executor.workers={self.workers}: choose 1 to 100000")
         require(1 <= self.attempts <= 100, f"executor.attempts={self.attempts}: choose 1 to 100")
+        _resources("controller", self.controller)
         for stage, needs in self.stages.items():
-            _resources(stage, needs)
+            _resources(f"stages.{stage}", needs)
 
     def needs(self, stage: str) -> Resources:
         """What a task of a stage needs."""
         shared = self.resources.over(Resources(workers=self.workers))
-        return _resources(stage, self.stages.get(stage, {})).over(shared)
+        return _resources(f"stages.{stage}", self.stages.get(stage, {})).over(shared)
+
+    def own_process(self) -> Resources:
+        """What the process of a stage needs that sends its units to others."""
+        return _resources("controller", self.controller).over(self.resources)
 
 
 @dataclass
@@ -508,14 +513,14 @@ def load_settings(kind: type[Any], arguments: Sequence[str]) -> Any:
     return made
 
 
-def _resources(stage: str, needs: dict[str, Any]) -> Resources:
-    """Those of a stage; raises `ValueError` for a key or a value that is none."""
+def _resources(name: str, needs: dict[str, Any]) -> Resources:
+    """Those that the key `executor.{name}` holds; raises `ValueError` for a key or a value that is none."""
     try:
         resources = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Resources), needs))
     except (OmegaConfBaseException, ValueError) as error:
         unknown = sorted(needs.keys() - flatten(Resources()).keys())
         problem = f"{unknown[0]}: no such key" if unknown else _one_line(error)
-        raise ValueError(f"executor.stages.{stage}: {problem}") from None
+        raise ValueError(f"executor.{name}: {problem}") from None
     assert isinstance(resources, Resources)
     return resources
 

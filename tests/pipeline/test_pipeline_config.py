@@ -1,5 +1,7 @@
 """The command line and its configuration: every mistake is one line that names the key."""
 
+import re
+
 import pytest
 
 from pipeline.__main__ import main
@@ -123,3 +125,25 @@ def test_usage_lists_the_stages(capsys):
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in [*SPECS, "all"])
     assert main([]) == 2
+
+
+def test_what_a_stage_needs_comes_before_what_all_need():
+    executor = load(["executor=slurm", "executor.stages.mine.memory=9G", "executor.resources.partition=big"]).executor
+    assert (executor.needs("mine").memory, executor.needs("mine").bundle) == ("9G", 40)
+    assert executor.needs("hash").memory == executor.resources.memory
+    assert {executor.needs("mine").partition, executor.own_process().partition} == {"big"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("executor.kind=lsf", "executor.kind=lsf: choose from local, slurm, ray"),
+        ("executor.attempts=0", "executor.attempts=0: choose 1 to 100"),
+        ("executor.stages.mine.memory=8", "executor.stages.mine: memory=8: choose a number with M, G or T"),
+        ("executor.stages.mine.mem=8G", "executor.stages.mine: mem: no such key"),
+        ("executor.controller.minutes=x", "executor.controller: minutes: Value 'x' of type 'str' could not be converted"),
+    ],
+)
+def test_mistakes_in_what_is_needed_are_one_line(override, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load([override])
