@@ -20,7 +20,6 @@ from pipeline.training.batch import batch_of
 from pipeline.training.engine import DEVICE, build_engine, build_model, set_learning_rate
 from pipeline.training.evaluate import perplexity, validation_sums
 from pipeline.training.job import Job
-from pipeline.training.memory import is_out_of_memory, out_of_memory
 from pipeline.training.metrics import Metrics
 from pipeline.training.schedule import learning_rate
 from pipeline.training.settings import TrainConfig
@@ -30,17 +29,8 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     """Trains from the newest good checkpoint in `folder`, or from the first weights, to the last step.
 
     Where `stop` is set in any rank, all save at the next step and end there. Returns the last step that was done. Raises
-    ValueError for a job that can't be trained, in one line; where the memory is too small, with what to change.
+    ValueError for a job that can't be trained, in one line.
     """
-    try:
-        return _train(job, folder, stop)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise ValueError(out_of_memory(job, dist.get_world_size())) from error
-        raise
-
-
-def _train(job: Job, folder: Path, stop: threading.Event) -> int:
     config = job.train
     rank, world = dist.get_rank(), dist.get_world_size()
     sources = {source: [folder.parent / prefix for prefix in prefixes] for source, prefixes in job.train_shards.items()}
