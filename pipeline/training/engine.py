@@ -60,14 +60,13 @@ def build_model(config: LlamaConfig, train: TrainConfig, zero: ZeroConfig, world
     than one block.
     """
     with torch.device("meta"):
-        model = Llama(config, train.activations)
-    dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
+        model = Llama(config, train.activations).to(torch.bfloat16 if train.dtype == "bf16" else torch.float32)
     parts: dict[str, nn.Module] = {"": model}
     if zero.stage == 3:
         parts = {f"layers.{i}": block for i, block in enumerate(model.layers)}
         parts |= {name: part for name, part in model.named_children() if name != "layers"}
     for prefix, part in parts.items():
-        part.to_empty(device=DEVICE).to(dtype)
+        part.to_empty(device=DEVICE)
         if prefix == "output" and config.tied:
             part.weight = model.embedding.weight
             continue

@@ -128,6 +128,11 @@ class TrainConfig:
                 )
         return self.batch_tokens // held
 
+    @property
+    def batch(self) -> int:
+        """Samples a step, over all processes, behind the batch warm-up."""
+        return self.batch_tokens // self.sequence
+
     def batch_at(self, step: int) -> int:
         """Samples of step 1, 2, …, over all processes."""
         return self.samples(step) - self.samples(step - 1)
@@ -138,7 +143,7 @@ class TrainConfig:
         for length, tokens in self.batch_warmup:
             taken = min(left, length)
             samples, left = samples + taken * (tokens // self.sequence), left - taken
-        return samples + left * (self.batch_tokens // self.sequence)
+        return samples + left * self.batch
 
     def tokens(self, steps: int) -> int:
         """Tokens of the first `steps` steps."""
