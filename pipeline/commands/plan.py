@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from model.config import ACTIVATIONS, LlamaConfig
+from model.config import ACTIVATIONS
 from pipeline.config import Config
 from pipeline.outputs import read_json
 from pipeline.progress import human_bytes
@@ -40,20 +40,17 @@ def _run(config: Config, peak: float, gpus: int) -> Table:
     table.add_row("FLOPs", f"{flops * tokens:.4g}")
     took = seconds(model, train.sequence, tokens, gpus, peak, config.plan.mfu)
     rate = tokens / took / gpus
-    hours = took * gpus / 3600
-    row = f"{took / DAY:,.1f} days at an MFU of {config.plan.mfu:.0%} ({rate:,.0f} tokens/s each, {hours:,.0f} GPU hours)"
+    hours = f"{rate:,.0f} tokens/s each, {took * gpus / 3600:,.0f} GPU hours"
+    row = f"{took / DAY:,.1f} days at an MFU of {config.plan.mfu:.1%} ({hours})"
     table.add_row(f"on {gpus} {config.plan.gpu}", row)
     size = checkpoint_bytes(model)
     kept = f"{human_bytes(size * train.keep_checkpoints)} for train.keep_checkpoints={train.keep_checkpoints}"
     table.add_row("a checkpoint", f"{human_bytes(size)} (fp32 weights and Adam's moments); {kept}")
     table.add_row("the export", human_bytes(model.parameter_bytes(4)))
-    for name, (sizes, trained, took_hours) in LLAMA_HOURS.items():
-        llama = LlamaConfig(**sizes)  # type: ignore[arg-type]
-        if llama.parameter_count() == model.parameter_count():
-            implied = implied_mfu(llama, train.sequence, trained, took_hours)
-            table.add_row(
-                f"{name} took", f"{took_hours:,} A100 hours for {trained / 1e12:.1f}T tokens: an MFU of {implied:.1%}"
-            )
+    for name, published in LLAMA_HOURS.items():
+        if published.model.parameter_count() == model.parameter_count():
+            took_them = f"{published.hours:,} A100 hours for {published.tokens / 1e12:.1f}T tokens"
+            table.add_row(f"{name} took", f"{took_them}: an MFU of {implied_mfu(published):.1%}")
     return table
 
 

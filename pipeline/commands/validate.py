@@ -45,7 +45,7 @@ def run(settings: Settings) -> None:
 
 
 def measure(settings: Settings) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """The result on the validation splits (`pipeline.training.evaluate.ValidationSplits.result`); {task: {metric: value}}."""
+    """The result on the validation splits (of `pipeline.training.evaluate.ValidationSplits`), and {task: {metric: value}}."""
     import torch
 
     from pipeline.outputs import read_json
@@ -61,7 +61,7 @@ def measure(settings: Settings) -> tuple[dict[str, Any], dict[str, dict[str, flo
     checkpoint = (given / "checkpoint.json").exists()
     if checkpoint:
         model, job = _checkpoint(given)
-        tokenizer = out / read_json(out / "records" / "tokenizer.json")["result"]["model"]
+        tokenizer = out / "tokenizer" / "tokenizer.model"
         sequence, document_mask = settings.sequence or job["train"]["sequence"], job["train"]["document_mask"]
         made_with = job["tokenizer"]
     else:

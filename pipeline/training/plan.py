@@ -7,7 +7,7 @@ with what torch's allocator hands out in real steps of a real engine.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.config import ACTIVATIONS, LlamaConfig
 from pipeline.progress import human_bytes
@@ -126,17 +126,25 @@ def checkpoint_bytes(model: LlamaConfig) -> int:
     return 3 * model.parameter_bytes(4)
 
 
-def implied_mfu(model: LlamaConfig, sequence: int, tokens: float, hours: float) -> float:
-    """The share of an A100's dense bf16 peak that training on `tokens` in so many A100 hours means."""
-    return model.flops_per_token(sequence) * tokens / (hours * 3600 * GPUS["A100"].peak)
+class Published(NamedTuple):
+    """A training whose cost its paper gives: `tokens`, in sequences of 2,048, and A100 `hours`."""
+
+    model: LlamaConfig
+    tokens: float
+    hours: int
 
 
-LLAMA_HOURS = {  # sizes, tokens, A100 hours: arXiv 2302.13971, tables 2 and 15
-    "LLaMA 7B": ({"dim": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "hidden": 11008}, 1.0e12, 82_432),
-    "LLaMA 13B": ({"dim": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "hidden": 13824}, 1.0e12, 135_168),
-    "LLaMA 33B": ({"dim": 6656, "layers": 60, "heads": 52, "kv_heads": 52, "hidden": 17920}, 1.4e12, 530_432),
-    "LLaMA 65B": ({"dim": 8192, "layers": 80, "heads": 64, "kv_heads": 64, "hidden": 22016}, 1.4e12, 1_022_362),
+LLAMA_HOURS = {  # arXiv 2302.13971, tables 2 and 15
+    "LLaMA 7B": Published(LlamaConfig(), 1.0e12, 82_432),
+    "LLaMA 13B": Published(LlamaConfig(dim=5120, layers=40, heads=40, kv_heads=40, hidden=13824), 1.0e12, 135_168),
+    "LLaMA 33B": Published(LlamaConfig(dim=6656, layers=60, heads=52, kv_heads=52, hidden=17920), 1.4e12, 530_432),
+    "LLaMA 65B": Published(LlamaConfig(dim=8192, layers=80, heads=64, kv_heads=64, hidden=22016), 1.4e12, 1_022_362),
 }
+
+
+def implied_mfu(run: Published) -> float:
+    """The share of the A100's dense bf16 peak that such a training means."""
+    return run.model.flops_per_token(2048) * run.tokens / (run.hours * 3600 * GPUS["A100"].peak)
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -185,7 +193,7 @@ def block_gradient_bytes(model: LlamaConfig, activations: str, itemsize: int) ->
 
 
 def loss_bytes(model: LlamaConfig, tokens: int, itemsize: int) -> int:
-    """Bytes that the loss takes: chunks of logits, their softmax and gradient, and the fp32 gradient of the output weight."""
+    """Bytes that the loss takes: a chunk's logits, their softmax and gradient, and the output weight's gradient in fp32."""
     chunk = min(CHUNK_BYTES, 4 * tokens * model.vocab_size)
     weight = model.vocab_size * model.dim
     return 3 * chunk + (4 if itemsize >= 4 else 4 + itemsize) * weight

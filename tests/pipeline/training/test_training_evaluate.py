@@ -1,7 +1,10 @@
 """Validation: the mean over the tokens of each source's split, whatever the batches and ranks."""
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,3 +110,19 @@ def test_a_split_shorter_than_a_sample_is_left_out(tmp_path: Path, capsys: pytes
     assert capsys.readouterr().err == "warning: no validation on small: its split has 5 tokens, less than a sample\n"
     with pytest.raises(ValueError, match=r"^validation: no source has a sample of 5 tokens .* \(small\): raise"):
         ValidationSplits({"small": [shard(tmp_path, SEQUENCE)]}, tmp_path, SEQUENCE, 2)
+
+
+def test_a_checkpoint_has_the_loss_that_training_told(
+    make_job: Callable[..., Path], run_job: Callable[..., list[dict[str, Any]]], tokens: Path, tmp_path: Path
+) -> None:
+    from pipeline.commands.validate import Settings, measure
+
+    rows = run_job(make_job(tmp_path / "train", steps=4, validate_every=2, checkpoint_every=2))
+    (tmp_path / "records").mkdir()
+    sources = {"crawl": {"validation": {"shards": [str(tokens / "validation")]}}}
+    (tmp_path / "records" / "tokenize.json").write_text(json.dumps({"result": {"sources": sources}}))
+    for step in (2, 4):
+        model = tmp_path / "train" / "checkpoints" / f"step-{step:08d}"
+        result, _ = measure(Settings(model=str(model), out=str(tmp_path), micro_batch=2))
+        assert result["loss"] == pytest.approx(rows[step - 1]["validation_loss"], rel=1e-6)
+        assert rows[step - 1]["validation_loss/crawl"] == rows[step - 1]["validation_loss"]

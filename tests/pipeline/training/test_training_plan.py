@@ -126,16 +126,16 @@ def test_memory_is_that_of_real_engines(world: int) -> None:
 
 def test_llamas_hours_mean_what_its_paper_says() -> None:
     """380 tokens a second on each A100 for 65B (section 2.4)."""
-    implied = {name: implied_mfu(LlamaConfig(**sizes), 2048, *took) for name, (sizes, *took) in LLAMA_HOURS.items()}
+    implied = {name: implied_mfu(run) for name, run in LLAMA_HOURS.items()}
     assert implied == {
         "LLaMA 7B": pytest.approx(0.45, abs=0.02),
         "LLaMA 13B": pytest.approx(0.53, abs=0.02),
         "LLaMA 33B": pytest.approx(0.47, abs=0.02),
         "LLaMA 65B": pytest.approx(0.485, abs=0.01),
     }
-    sizes, tokens, hours = LLAMA_HOURS["LLaMA 65B"]
+    model, tokens, hours = LLAMA_HOURS["LLaMA 65B"]
     assert tokens / hours / 3600 == pytest.approx(380, rel=0.01)
-    days = seconds_of(LlamaConfig(**sizes), 2048, tokens, 2048, GPUS["A100"].peak, implied["LLaMA 65B"]) / 86400
+    days = seconds_of(model, 2048, tokens, 2048, GPUS["A100"].peak, implied["LLaMA 65B"]) / 86400
     assert days == pytest.approx(21, abs=0.5)
 
 
