@@ -240,6 +240,12 @@ def test_removed_lines_say_where_they_were_first_seen(out):
     assert find_pages(out, "http://nowhere.example/") == []
 
 
+def test_the_search_for_first_pages_is_bounded(out, monkeypatch):
+    monkeypatch.setattr("pipeline.page_road.KEYS_BYTES", 0)
+    [copy] = find_pages(out, "http://copy.example/")
+    assert {line.reason for line in copy.lines} == {"duplicate: another page has it"}
+
+
 def test_samples_follow_from_the_seed_and_know_their_outcome(out):
     run = FinishedRun(out)
     outcomes = {row["url"]: row["bucket"] for row in documents(out)} | {row["url"]: row["reason"] for row in dropped(out)}
