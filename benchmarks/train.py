@@ -31,7 +31,7 @@ DEVICE = "cuda" if GPU else "cpu"
 DTYPE = "bf16" if GPU else "fp32"
 PROCESSES = 1 if GPU else 2
 ROUNDS = 2
-STEPS = 30 if GPU else 5
+STEPS = 30 if GPU else 4
 BILLION = {
     "1.1B": LlamaConfig(dim=2048, layers=22, heads=32, kv_heads=4, hidden=5632, max_sequence=4096),
     "1.3B": LlamaConfig(dim=2048, layers=24, heads=16, kv_heads=16, hidden=5504, max_sequence=4096),
@@ -44,8 +44,8 @@ SHAPES = (  # model, samples a micro-batch, sequence, micro-batches of a process
     }
     if GPU
     else {
-        "dim 256": (LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704), 8, 256, 1),
-        "dim 1024": (LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816), 1, 512, 1),
+        "dim 256": (LlamaConfig(dim=256, layers=8, heads=4, kv_heads=4, hidden=704), 8, 256, 2),
+        "dim 1024": (LlamaConfig(dim=1024, layers=2, heads=16, kv_heads=16, hidden=2816), 1, 512, 2),
     }
 )
 
@@ -71,13 +71,13 @@ class Steps(threading.Event):
         return [after - before for before, after in zip(self.times[1:-1], self.times[2:], strict=True)]
 
 
-def job_of(shape: str, folder: Path, processes: int) -> Path:
-    """A job of random tokens, written below `folder`."""
+def job_of(shape: str, folder: Path, processes: int, accumulation: int) -> Path:
+    """A job of random tokens, written below `folder`, with `accumulation` micro-batches of a process a step."""
     from pipeline.tokens.shards import ShardFiles, Vocabulary, write_shard
     from pipeline.training.job import Job
     from pipeline.training.settings import MixtureConfig, TrainConfig, ZeroConfig
 
-    config, samples, sequence, accumulation = SHAPES[shape]
+    config, samples, sequence, _ = SHAPES[shape]
     files = ShardFiles.of(folder / "tokens")
     ids = np.random.default_rng(0).integers(3, config.vocab_size, samples * sequence * accumulation * processes * (STEPS + 2))
     write_shard([ids], files.bin, files.idx, np.dtype("<u2"))
@@ -215,7 +215,7 @@ def rank(side: str, path: Path) -> None:
 def start(side: str, shape: str) -> tuple[list[float], int]:
     """Seconds of the steps, the mean over the ranks, and the largest peak memory of a start under torchrun."""
     with tempfile.TemporaryDirectory() as name:
-        path = job_of(shape, Path(name), PROCESSES)
+        path = job_of(shape, Path(name), PROCESSES, SHAPES[shape][3])
         environment = os.environ | {"OMP_NUM_THREADS": "1", "LOCAL_SIZE": str(PROCESSES), "TRANSFORMERS_VERBOSITY": "error"}
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         if not GPU:
@@ -265,10 +265,10 @@ def overhead() -> None:
     results = []
     for shape in SHAPES:
         seconds: dict[str, list[float]] = {"bare loop": [], "this project": []}
-        for _ in range(ROUNDS + 1):
+        for _ in range(ROUNDS):
             for side in seconds:
                 with tempfile.TemporaryDirectory() as name:
-                    seconds[side] += SIDES[side](job_of(shape, Path(name), 1))
+                    seconds[side] += SIDES[side](job_of(shape, Path(name), 1, 1))
         medians = {side: statistics.median(times) for side, times in seconds.items()}
         added = medians["this project"] / medians["bare loop"] - 1
         results.append(f"{shape:12} {medians['bare loop']:22.3f} {medians['this project']:17.3f} {added:11.1%}")

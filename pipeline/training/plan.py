@@ -179,9 +179,10 @@ def working_bytes_per_token(model: LlamaConfig, activations: str, itemsize: int)
     if activations == "manual":
         return (5 * model.dim + 3 * keys) * itemsize + (3 * model.dim * 4 if itemsize < 4 else 0)
     own = 2 * model.hidden * itemsize + (model.dim * 4 if itemsize < 4 else 0)
-    if activations == "recompute":  # the block is there as with autograd, but for its input
-        one, two = (replace(model, layers=n).activation_bytes_per_token("autograd", itemsize) for n in (1, 2))
-        own += two - one - model.dim * itemsize
+    if activations == "recompute":  # a block is there as with autograd; what was kept behind the blocks is gone by then
+        one, two = (replace(model, layers=layers).activation_bytes_per_token("autograd", itemsize) for layers in (1, 2))
+        block = two - one
+        own += block - (one - block)
     return own
 
 

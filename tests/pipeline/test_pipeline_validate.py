@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from model.config import LlamaConfig
+from model.llama import Llama
 from pipeline.__main__ import main
-from pipeline.commands.validate import Settings, measure
+from pipeline.commands.validate import Settings, harness, measure
+from pipeline.stages.export import write_model
 from pipeline.tokens import tokenizer
 from pipeline.tokens.shards import ShardFiles, Vocabulary, write_shard
 
@@ -80,24 +83,20 @@ def test_a_mistake_is_one_line(stories: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_tasks_of_the_harness(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    """A task of this machine: choices whose likelihood transformers gives too."""
+def test_tasks_of_the_harness(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of this machine, without a network; the choices are those that are likelier by transformers."""
     pytest.importorskip("lm_eval")
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    model = tmp_path / "model"
-    shutil.copytree(stories / "model", model)
-    from pipeline.tokens.hugging_face import write_hugging_face_tokenizer
-
-    given = tmp_path / "tok.model"
-    shutil.copyfile(model / "tokenizer.model", given)
-    write_hugging_face_tokenizer(given, model)
-    questions = [
-        {"question": "Once upon a time, there was a little", "choices": [" girl", " q1"], "label": 0},
-        {"question": "She was very", "choices": [" zzz", " happy"], "label": 1},
-        {"question": "They went to the", "choices": [" park", " xyzw"], "label": 0},
-    ]
+    folder = tmp_path / "model"
+    model = Llama(LlamaConfig(dim=32, layers=1, heads=2, kv_heads=2, hidden=64, vocab_size=32000, max_sequence=128))
+    model.init_weights(0)
+    write_model(model, False, shared_data / "models" / "llama2_tokenizer.model", folder)
+    words = ["house", "river", "quickly", "the", "seven", "of stone", "?"]
+    questions = [{"question": f"It was {word}", "choices": [f" {other}" for other in words], "label": 0} for word in words]
     (tmp_path / "words.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     (tmp_path / "words.yaml").write_text(
         f"""
@@ -109,11 +108,23 @@ output_type: multiple_choice
 doc_to_text: "{{{{question}}}}"
 doc_to_target: label
 doc_to_choice: choices
+target_delimiter: ""
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
     )
-    arguments = [f"model={model}", f"out={stories}", "sequence=64", f"tasks=[{tmp_path / 'words.yaml'}]"]
-    assert main(["validate", *arguments]) == 0
-    assert "local_words acc 1.0000" in capsys.readouterr().out
-    assert main(["validate", *arguments[:3], "tasks=[no_such_task]"]) == 1
-    assert "tasks: no_such_task: lm-evaluation-harness has no such task" in capsys.readouterr().err
+    theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    processor = AutoTokenizer.from_pretrained(folder)
+    right = 0
+    for question in questions:
+        prompt = processor(question["question"])["input_ids"]
+        scores = []
+        for choice in question["choices"]:
+            ids = processor(f"{question['question']}{choice}")["input_ids"]
+            with torch.no_grad():
+                shares = theirs(torch.tensor([ids])).logits[0].log_softmax(-1)
+            scores.append(sum(shares[at - 1, ids[at]].item() for at in range(len(prompt), len(ids))))
+        right += int(np.argmax(scores)) == question["label"]
+    found = harness(folder, [str(tmp_path / "words.yaml")], 4, "cpu")
+    assert found == {"local_words": {"acc": pytest.approx(right / len(questions))}}
+    with pytest.raises(ValueError, match="tasks: no_such_task: lm-evaluation-harness has no such task"):
+        harness(folder, ["no_such_task"], 4, "cpu")
