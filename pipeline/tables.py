@@ -200,7 +200,7 @@ def opened(out: Path, memory: str) -> Iterator[Tables]:
     """
     out = out.resolve()
     with TemporaryDirectory(prefix="inspect-") as temporary:
-        config = {
+        config: dict[str, str | bool | int | float | list[str]] = {
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "allow_community_extensions": "false",

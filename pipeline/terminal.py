@@ -41,7 +41,7 @@ def print_table(
     listed = len(columns) * NARROW > console.width
     table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     heads = [Text(printable(name)) for name in columns]
-    for number, name in enumerate(["", ""] if listed else heads):
+    for number, name in enumerate([Text(), Text()] if listed else heads):
         table.add_column(name, justify="right" if number in right and not listed else "left", overflow="fold")
     table.show_header = not listed
     remaining = iter(rows)
@@ -100,14 +100,9 @@ def _plain(value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        text = value
-    elif isinstance(value, bool) or value is None:
-        text = "" if value is None else str(value).lower()
-    elif isinstance(value, int):
-        text = f"{value:,}"
-    elif isinstance(value, float | Decimal):
-        text = f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
-    else:
-        text = json_text(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, float | Decimal):
+        return f"{float(value):,.1f}" if abs(value) >= 1000 else f"{float(value):.4g}"
+    text = "" if value is None else value if isinstance(value, str) else json_text(value)
     return printable(text[:CELL]) + ("…" if len(text) > CELL else "")
