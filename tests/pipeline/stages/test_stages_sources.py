@@ -86,7 +86,7 @@ def test_what_is_dropped_is_kept_on_request(tmp_path, given):
     path = tmp_path / "c.jsonl"
     code(path, "a = 1\n", "x" * 2000)
     path.write_text(path.read_text() + json.dumps({"path": "g", "content": "g = 1\n", "license": "gpl-3.0"}))
-    run(out, github=[path], c4=given["c4"], more=[*given["more"], "keep_dropped=true"])
+    run(out, github=[path], c4=given["c4"], more=[*given["more"], "keep_dropped=true", "max_removed=1.0"])
     code_file, c4_file = (out / "dropped" / f"{name}.00000.sources.parquet" for name in ("github", "c4"))
     gone = pq.read_table(code_file, columns=["raw_content", "reason"]).to_pylist()
     assert [tuple(row.values()) for row in gone] == [("g = 1\n", "licence"), ("x" * 2000, "long_line")]
