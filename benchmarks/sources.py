@@ -1,23 +1,29 @@
 """LLaMA's sources beside the usual tools: from the published form to the corpus schema, in one process.
 
-In: the test data's folder (argument); the standard library's modules are the code, and pages of the articles' text C4's. Out:
-MB of input text a second of CPU. Ours writes all columns and counts, the others the text alone, all to
+In: the test data's folder (argument); the standard library's modules are the code, and the articles' text is that of C4's
+pages, of papers with macros and of posts. Out: MB of input text a second of CPU. Ours writes all columns and counts, the
+others the text alone, all to
 Parquet.
 `python -m benchmarks.sources DATA`
 """
 
 import bz2
 import gzip
+import io
 import json
 import os
 import re
 import sys
+import tarfile
 import tempfile
 import time
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import mwparserfromhell
 import pyarrow as pa
@@ -41,11 +47,11 @@ MARKS = ("*** START OF", "***START OF", "*END*THE SMALL PRINT", "*** END OF", "*
 
 def ours(source: str, path: Path) -> int:
     """A file, as a unit of the stage reads and writes it; returns its documents."""
-    settings, counts = SourcesConfig(), Counter[str]()
+    settings, counts = SourcesConfig(quality={"c4": ["c4"]}), Counter[str]()
     given = Given(str(path), None, settings, path.parent)
     documents = ((path.name, document) for document in sources()[source].read(given, counts))
     chosen = rules(settings.quality.get(source, []))
-    statistics = write_documents(documents, source, path.parent / "target.parquet", chosen, counts)
+    statistics = write_documents(documents, source, path.parent / "target.parquet", chosen, [], counts)
     return int(statistics["documents"]["kept"])
 
 
@@ -98,6 +104,85 @@ def plain_book(path: Path) -> Iterator[str]:
         else:
             text.append(line)
     yield "\n".join(text)
+
+
+def plain_arxiv(path: Path) -> Iterator[str]:
+    """Regular expressions, as RedPajama's cleaner goes about it: macros without arguments only."""
+    with tarfile.open(path) as bulk:
+        for member in bulk:
+            packed = bulk.extractfile(member)
+            assert packed is not None
+            text = gzip.decompress(packed.read()).decode()
+            text = re.sub(r"(?m)^%.*\n?|(?<!\\)%.*$", "", text)
+            for name, body in re.findall(r"\\newcommand\{\\(\w+)\}\{(.*?)\}$", text, re.MULTILINE):
+                text = re.sub(rf"\\{name}(?![A-Za-z])", lambda _, body=body: body, text)
+            start = text.find("\\section")
+            yield re.sub(r"(?s)\\begin\{thebibliography\}.*", "", text[max(start, 0) :])
+
+
+def plain_stackexchange(path: Path) -> Iterator[str]:
+    """ElementTree, and the standard library's HTML parser."""
+
+    class Text(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts: list[str] = []
+
+        def handle_data(self, data: str) -> None:
+            self.parts.append(data)
+
+    def stripped(html: str) -> str:
+        parser = Text()
+        parser.feed(html)
+        return "".join(parser.parts)
+
+    questions: dict[str, str] = {}
+    answers: dict[str, list[tuple[int, str]]] = {}
+    for _, row in ElementTree.iterparse(path):
+        if row.get("PostTypeId") == "1":
+            questions[row.attrib["Id"]] = f"Q: {row.get('Title')}\n\n{stripped(row.attrib['Body'])}"
+        elif row.get("PostTypeId") == "2":
+            answers.setdefault(row.attrib["ParentId"], []).append((-int(row.attrib["Score"]), stripped(row.attrib["Body"])))
+        row.clear()
+    for number, question in questions.items():
+        yield "\n\n".join([question, *(f"A: {text}" for _, text in sorted(answers.get(number, [])))])
+
+
+def papers(articles: list[str], path: Path) -> int:
+    """Articles as a bulk file of papers that use macros; returns the bytes of their LaTeX."""
+    size = 0
+    macros = (
+        "\\newcommand{\\R}{\\mathbb{R}}\n\\newcommand{\\eps}{\\varepsilon}\n\\newcommand{\\norm}[1]{\\left\\|#1\\right\\|}\n"
+    )
+    head = f"\\documentclass{{article}}\n{macros}\\title{{T}}\n\\begin{{document}}\n\\maketitle\n\\section{{One}}\n"
+    with tarfile.open(path, "w") as bulk:
+        for number, article in enumerate(articles):
+            text = re.sub(r"[\\%{}]", "", article).replace(". ", ". For $x\\in\\R$ and \\eps\\ we have $\\norm{x}$. % note\n")
+            latex = (
+                head + text + "\n\\begin{thebibliography}{1}\\bibitem{a} A\\end{thebibliography}\n\\end{document}\n"
+            ).encode()
+            packed = gzip.compress(latex)
+            member = tarfile.TarInfo(f"2201/2201.{number:05d}.gz")
+            member.size = len(packed)
+            bulk.addfile(member, io.BytesIO(packed))
+            size += len(latex)
+    return size
+
+
+def posts(articles: list[str], path: Path) -> int:
+    """Articles' paragraphs as the posts of a site, one question to two answers; returns the file's bytes."""
+    paragraphs = [part for article in articles for part in article.split("\n") if len(part) > 200]
+    rows = []
+    for number, part in enumerate(paragraphs):
+        body = escape(
+            f'<p>{escape(part)} <a href="http://x.org">link</a></p>\n<pre><code>x = {number}\n</code></pre>',
+            {'"': "&quot;", "\n": "&#xA;"},
+        )
+        question = number // 3 * 3
+        kind = 'PostTypeId="1" Title="t"' if number == question else f'PostTypeId="2" ParentId="{question}"'
+        rows.append(f'  <row Id="{number}" {kind} Score="{number % 7}" Body="{body}" />\n')
+    path.write_text(f'<?xml version="1.0" encoding="utf-8"?>\n<posts>\n{"".join(rows)}</posts>')
+    return path.stat().st_size
 
 
 def written(texts: Callable[[Path], Iterator[str]]) -> Callable[[Path], None]:
@@ -186,6 +271,16 @@ def main(data: Path) -> None:
         (book := Path(folder) / "book.txt.gz").write_bytes(gzip.compress(framed.encode()))
         size = len(framed.encode())
         show("books", size, seconds(lambda path: ours("books", path), book), "line by line", seconds(written(plain_book), book))
+
+        size = papers(articles, bulk := Path(folder) / "arXiv_src_2201_001.tar")
+        peer = "regular expressions"
+        show("arxiv", size, seconds(lambda path: ours("arxiv", path), bulk), peer, seconds(written(plain_arxiv), bulk))
+
+        (site := Path(folder) / "cooking.stackexchange.com").mkdir()
+        size = posts(articles, rows_of := site / "Posts.xml")
+        peer = "ElementTree + HTMLParser"
+        spent = seconds(lambda path: ours("stackexchange", path), rows_of)
+        show("stackexchange", size, spent, peer, seconds(written(plain_stackexchange), rows_of))
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ class SourcesConfig:
         " github: Parquet or JSON lines of files, or folders of git repositories; books: text files or folders of them",
     )
     split_bytes: int = key(256 << 20, "bytes of a unit, about: larger local files are cut where they can be")
-    quality: dict[str, list[str]] = key({"c4": ["c4"]}, "{source: the rules of the group quality that its documents must pass}")
+    quality: dict[str, list[str]] = key({}, "{source: the rules of the group quality that its documents must pass}")
     licences: list[str] = key(["mit", "bsd", "apache"], "GitHub: families of licences that stay; all of a repository's must")
     max_line: int = key(1000, "GitHub: characters; files with a longer line are dropped")
     mean_line: float = key(100.0, "GitHub: characters; files whose lines are longer on average are dropped")

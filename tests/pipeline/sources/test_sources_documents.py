@@ -19,7 +19,7 @@ TEXTS = st.text(st.characters(codec=None), max_size=30)
 def check(documents, folder, counts=None):
     """Writes them; returns the rows and the statistics, whose sums are right."""
     target = Path(folder) / "a.parquet"
-    statistics = write_documents((("file", d) for d in documents), "books", target, [], counts or Counter())
+    statistics = write_documents((("file", d) for d in documents), "books", target, [], [], counts or Counter())
     table = pq.read_table(target)
     assert table.schema.equals(SOURCE_DOCUMENT) and table.schema.names[:-1] == DOCUMENT.names
     for measure in ("documents", "chars", "lines"):
@@ -59,7 +59,7 @@ def test_exact_duplicates_are_those_of_a_set(files):
         wanted = []
         for number, texts in enumerate(files):
             documents = (("file", Document("u", "", "", text)) for text in texts)
-            write_documents(documents, "github", folder / f"{number}.parquet", [], Counter())
+            write_documents(documents, "github", folder / f"{number}.parquet", [], [], Counter())
             duplicates.write_keys(folder / f"{number}.parquet", folder / f"{number}.keys")
             for row, text in enumerate(texts):
                 if text in seen:
@@ -86,7 +86,7 @@ def test_translations_stay_and_a_copy_with_gaps_goes(shared_data, tmp_path):
     texts.append("\n\n".join(part for number, part in enumerate(english.split("\n\n")) if number % 25))
     documents = (("file", Document(str(number), "", "", text)) for number, text in enumerate(texts))
     file, signatures, bands, found = (tmp_path / name for name in ("documents", "signatures", "bands", "found"))
-    write_documents(documents, "books", file, [], Counter())
+    write_documents(documents, "books", file, [], [], Counter())
     signed = duplicates.sign(file, signatures, bands, overlap=0.9)
     duplicates.near_duplicates(tmp_path, ["0"], [file], [signatures], [bands], [signed], 0.9, found)
     [pair] = pq.read_table(found).to_pylist()
