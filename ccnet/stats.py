@@ -17,6 +17,7 @@ from ccnet.buckets import bin_of
 
 MEASURES = ("documents", "chars", "lines")
 TOP_DOMAINS = 200
+MANY_DOMAINS = 200_000
 
 
 @dataclass
@@ -64,12 +65,23 @@ def top(counts: Mapping[str, int], number: int) -> dict[str, Any]:
 
 
 def total(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The statistics of a step over all its units: `merge`, the domains cut to the largest again."""
-    merged = merge(records)
-    for name, counts in merged.get("domains", {}).items():
-        cut = top(counts["largest"], TOP_DOMAINS)
-        merged["domains"][name] = cut | {"others": cut["others"] + counts["others"]}
+    """The statistics of a step over all its units: `merge`, the domains cut to the largest again.
+
+    While units are added, no more than some MANY_DOMAINS domains are held: each cut adds to `others` what it may cost.
+    """
+    merged: dict[str, Any] = {}
+    for record in records:
+        _add(merged, record)
+        _cut_domains(merged, MANY_DOMAINS, MANY_DOMAINS // 2)
+    _cut_domains(merged, TOP_DOMAINS, TOP_DOMAINS)
     return merged
+
+
+def _cut_domains(statistics: dict[str, Any], limit: int, number: int) -> None:
+    for name, counts in statistics.get("domains", {}).items():
+        if len(counts["largest"]) > limit:
+            cut = top(counts["largest"], number)
+            statistics["domains"][name] = cut | {"others": cut["others"] + counts["others"]}
 
 
 def by_language(documents: pa.Table) -> dict[str, dict[str, Any]]:
@@ -128,19 +140,18 @@ def merge(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Adds nested dictionaries of numbers key by key; lists of numbers are added element by element."""
     total: dict[str, Any] = {}
     for record in records:
-        for key, value in record.items():
-            total[key] = _add(total[key], value) if key in total else _add_nothing(value)
+        _add(total, record)
     return total
 
 
-def _add(left: Any, right: Any) -> Any:
-    if isinstance(left, Mapping):
-        return merge([left, right])
-    if isinstance(left, list):
-        assert len(left) == len(right), (len(left), len(right))
-        return [_add(a, b) for a, b in zip(left, right, strict=True)]
-    return left + right
-
-
-def _add_nothing(value: Any) -> Any:
-    return merge([value]) if isinstance(value, Mapping) else value
+def _add(total: dict[str, Any], record: Mapping[str, Any]) -> None:
+    """Adds to `total` in place, which shares nothing with the record."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            _add(total.setdefault(key, {}), value)
+        elif isinstance(value, list):
+            before = total.get(key, [0] * len(value))
+            assert len(before) == len(value), (len(before), len(value))
+            total[key] = [a + b for a, b in zip(before, value, strict=True)]
+        else:
+            total[key] = total.get(key, 0) + value

@@ -92,12 +92,18 @@ class Unit:
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished unit left: its files with bytes and digests, its statistics, its seconds."""
+    """What a finished unit left: its files with bytes and digests, its seconds, the file that it is stored in."""
 
     unit: str
     outputs: dict[str, dict[str, Any]]
-    statistics: dict[str, Any]
     seconds: float
+    path: Path
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Read anew every time: those of all units of a crawl would not fit into memory."""
+        statistics: dict[str, Any] = read_json(self.path)["statistics"]
+        return statistics
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,7 @@ class Stage:
             stored = read_json(path)
             unit_name = stored["unit"]
             if stored["fingerprint"] == prints.get(unit_name) and _all_there(self.out, stored["outputs"]):
-                records[unit_name] = _record(stored)
+                records[unit_name] = _record(stored, path)
             else:
                 self._manifest.unlink(missing_ok=True)
                 path.unlink()
@@ -290,7 +296,9 @@ class Stage:
             plan = {"units": len(units), "missing": len(missing), "begun": round(time.time())}
             write_json(self._records / f"{name}.plan", plan)
             self._run(name, work, [Planned(unit, prints[unit.name]) for unit in missing], at_once)
-            records |= {unit.name: _record(read_json(folder / f"{unit.name}.json")) for unit in missing}
+            for path in (folder / f"{unit.name}.json" for unit in missing):
+                record = _record(read_json(path), path)
+                records[record.unit] = record
         self._all |= {f"{name}/{unit.name}": records[unit.name] for unit in units}
         return [records[unit.name] for unit in units]
 
@@ -465,8 +473,8 @@ def _prints(files: str | list[str]) -> list[Any]:
     return [(file, fingerprint(file)) for file in expand_files(files)]
 
 
-def _record(stored: Mapping[str, Any]) -> Record:
-    return Record(stored["unit"], stored["outputs"], stored["statistics"], stored["seconds"])
+def _record(stored: Mapping[str, Any], path: Path) -> Record:
+    return Record(stored["unit"], stored["outputs"], stored["seconds"], path)
 
 
 def _all_there(root: Path, outputs: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -116,9 +116,9 @@ def _train(stage: Stage, samples: Sequence[Record], languages: dict[str, dict[st
     """The second round of training, a unit a language, and the manifest."""
     lm = stage.config.lm
     settings = {"vocab_size": lm.vocab_size, "order": lm.order, "format": lm.format}
-    units = []
+    units, known = [], [(record, record.statistics["languages"].keys()) for record in samples]
     for language, counts in sorted(languages.items()):
-        having = [record for record in samples if language in record.statistics["languages"]]
+        having = [record for record, found in known if language in found]
         inputs = {path: entry["digest"] for record in having for path, entry in record.outputs.items()}
         arguments = {"language": language, "samples": [stage.out / path for path in inputs], **settings}
         units.append(Unit(language, arguments, inputs, counts["bytes"]))

@@ -43,10 +43,10 @@ def run(stage: Stage) -> None:
         raise StageError(f"regroup: no document is left of {funnel['documents']['in']} ({dropped or 'the crawl is empty'})")
 
     cuts = _cutoffs(config, statistics["perplexity"], mined["models"])
-    units = []
+    units, texts = [], [record.statistics["bytes"] for record in judged]
     for language in sorted(statistics["languages"]):
         cut = (cuts[language].low, cuts[language].high) if language in cuts else None
-        sizes = [record.statistics["bytes"].get(language, 0) for record in judged]
+        sizes = [bytes_of.get(language, 0) for bytes_of in texts]
         files_of_a_group = len(NAMES) if cut else 1
         for number, group in enumerate(_groups(sizes, config.bucket.part_bytes * files_of_a_group)):
             arguments = {
