@@ -20,10 +20,9 @@ import torch.distributed as dist
 
 from benchmarks.machine import machine
 from model.config import LlamaConfig
-from model.llama import Llama
 from pipeline.progress import human_bytes
 from pipeline.training import checkpoint
-from pipeline.training.engine import DEVICE, build_engine, join_ranks
+from pipeline.training.engine import DEVICE, build_engine, build_model, join_ranks
 from pipeline.training.settings import TrainConfig, ZeroConfig
 
 MODEL = LlamaConfig(dim=256, layers=4, heads=4, kv_heads=4, hidden=688, vocab_size=4096, max_sequence=256)
@@ -35,9 +34,7 @@ def main() -> None:
     """Prints the table."""
     dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     join_ranks()
-    model = Llama(MODEL, TRAIN.activations)
-    model.init_weights(1)
-    engine = build_engine(model, TRAIN, ZeroConfig(1), 1)
+    engine = build_engine(build_model(MODEL, TRAIN, ZeroConfig(1), 1), TRAIN, ZeroConfig(1), 1)
     tokens = torch.randint(MODEL.vocab_size, (2, 257), device=DEVICE)
 
     def steps() -> list[float]:

@@ -14,7 +14,7 @@ SCHEDULES = ("cosine", "wsd")  # see `pipeline.training.schedule`
 HOW = (
     *("zero", "train.processes", "train.micro_batch", "train.activations"),
     *("train.checkpoint_every", "train.keep_checkpoints", "train.keep_every", "train.validate_every", "train.log_every"),
-    *("train.profile", "train.wandb"),
+    *("train.guard", "train.guard_sigma", "train.guard_limit", "train.profile", "train.wandb"),
 )
 
 
