@@ -185,7 +185,7 @@ def bare(path: Path) -> list[float]:
     loader = Loader({"crawl": [path.parent.parent / "tokens"]}, {"crawl": 1}, {}, train.sequence, train.seed)
     for step in range(train.steps):
         steps.note()
-        rows = torch.from_numpy(loader.batch(step * train.batch_at(1), train.batch_at(1))).to(DEVICE)
+        rows = torch.from_numpy(loader.batch(step * train.batch, train.batch)).to(DEVICE)
         for micro in rows.split(train.micro_batch):
             loss, _ = model(micro[:, :-1], micro[:, 1:])
             (loss / rows[:, 1:].numel()).backward()

@@ -14,7 +14,7 @@ A line a step:
 - `share/{source}`: share of the samples so far that came from the source, by arithmetic on the sample index;
 - in some `validation_loss`, over all sources, and `validation_loss/{source}`.
 
-After a resume, lines of steps behind the checkpoint are cut, so that the file has each step once.
+What is not finite is null. After a resume, lines of steps behind the checkpoint are cut, so that the file has each step once.
 """
 
 import json
@@ -128,7 +128,7 @@ class Metrics:
         """Writes the rows, and a line of progress for the last of them."""
         if not self._writes:
             return
-        self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+        self._file.write("".join(json.dumps(_as_json(row)) + "\n" for row in rows))
         self._file.flush()
         os.fsync(self._file.fileno())  # a checkpoint that is saved next must not know more steps than this file
         for row in rows:
@@ -169,3 +169,8 @@ def _start_wandb(folder: Path, job: Job) -> Any:
         told.write_text(uuid.uuid4().hex, encoding="ascii")
     run_id = told.read_text(encoding="ascii")
     return wandb.init(project=job.train.wandb, dir=str(folder), id=run_id, resume="allow", config=job.json())
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it: null for what is not finite."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}

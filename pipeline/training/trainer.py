@@ -1,9 +1,9 @@
 """The training loop: a job and the folder of its checkpoints and metrics in, a trained model's checkpoint out.
 
 Runs in every rank (`pipeline.training.rank`). The state of the data is one integer, the number of samples trained on; a
-step's global batch is the next `batch` samples of the loader, of which each rank takes its slice, so a run is the same
-whatever the number of ranks. There is no randomness but the seeds of the first weights and of the order of the samples, so
-there are no random states to restore.
+step's global batch is the next samples of the loader, of which each rank takes its slice, so a run is the same whatever the
+number of ranks. There is no randomness but the seeds of the first weights and of the order of the samples, so there are no
+random states to restore.
 """
 
 import threading
@@ -41,7 +41,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
     eos = loader.vocabulary.eos if config.document_mask else None
     engine = build_engine(build_model(job.model, config, job.zero, world), config, job.zero, world)
     checkpoints = folder / "checkpoints"
-    newest = _from_rank_0(checkpoints, checkpoint.latest(checkpoints) if rank == 0 else None)
+    newest = _from_rank_0(checkpoint.latest(checkpoints) if rank == 0 else None, checkpoints)
     guard = Guard(engine, folder, config)
     saver = checkpoint.Saver(engine, checkpoints, config.keep_checkpoints, config.keep_every)
     profile = StepProfile(folder, config.profile)
@@ -52,7 +52,8 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
             guard.roll_back(event, state.step, state.sample)
         guard.go_on(state.step, state.guard)
         batches = loader.batches(_slices(config, state.step, state.sample, rank, world), guard.skipped)
-        return state.step, state.sample, Metrics(folder, state.step, state.sample, job, loader.mixture, DEVICE), batches
+        metrics = Metrics(folder, state.step, state.sample, job, loader.mixture, DEVICE)
+        return state.step, state.sample, metrics, batches
 
     step, sample, metrics, batches = go_on(newest)
     if not newest and config.guard == "rollback":  # there is always one to go back to
@@ -76,9 +77,9 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         for number, micro in enumerate(micros, 1):
             engine.set_gradient_accumulation_boundary(number == len(micros))
             loss_sum, _ = engine(*micro)
-            engine.backward(loss_sum / count * world, scale_wrt_gas=False)  # the ranks' gradients are averaged
             loss += loss_sum.detach() / count
-        engine.step()  # clips, then steps, where the guard lets it
+            engine.backward(loss_sum / count * world, scale_wrt_gas=False)  # the ranks' gradients are averaged
+        engine.step()  # clips, then steps where the guard lets it
         sample += config.batch_at(step)
         metrics.add(step, sample, rate, loss, engine.get_global_grad_norm())
 
@@ -86,7 +87,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
         validates = step % config.validate_every == 0 or step == config.steps
         saves = step % config.checkpoint_every == 0 or ends
         if event := guard.found(all_of_them=validates or saves):
-            back = _from_rank_0(checkpoints, saver.go_back(event["step"], margin(event)))
+            back = _from_rank_0(saver.go_back(event["step"], margin(event)), checkpoints)
             metrics.close()
             batches.close()
             step, sample, metrics, batches = go_on(back, event)
@@ -118,8 +119,9 @@ def _slices(config: TrainConfig, start: int, sample: int, rank: int, world: int)
         sample += batch
 
 
-def _from_rank_0(checkpoints: Path, path: Path | None) -> Path | None:
+def _from_rank_0(chosen: Path | None, checkpoints: Path) -> Path | None:
     """Rank 0's choice of a checkpoint, on every rank."""
-    step = torch.tensor(int(path.name.removeprefix("step-")) if path else -1, device=DEVICE)
+    number = -1 if chosen is None else int(chosen.name.removeprefix("step-"))
+    step = torch.tensor(number, device=DEVICE)
     dist.broadcast(step, 0)
     return checkpoints / f"step-{int(step):08d}" if step >= 0 else None

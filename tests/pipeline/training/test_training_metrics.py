@@ -31,7 +31,7 @@ JOB = Job(LlamaConfig(), TRAIN, ZeroConfig(), MixtureConfig({"crawl": 3, "books"
 
 
 def made(folder: Path, start: int) -> Metrics:
-    return Metrics(folder, start, start * TRAIN.batch_at(1), JOB, Mixture(JOB.mixture.shares, {"books": 5}), "cpu")
+    return Metrics(folder, start, start * TRAIN.batch, JOB, Mixture(JOB.mixture.shares, {"books": 5}), "cpu")
 
 
 def steps(folder: Path) -> list[int]:
@@ -43,7 +43,7 @@ def write(folder: Path, start: int, until: int) -> None:
     metrics = made(folder, start)
     for step in range(start + 1, until + 1):
         metrics.start()
-        metrics.add(step, step * TRAIN.batch_at(1), 0.1, torch.tensor(1.0 / step, dtype=torch.float64), torch.tensor(2.0))
+        metrics.add(step, step * TRAIN.batch, 0.1, torch.tensor(1.0 / step, dtype=torch.float64), torch.tensor(2.0))
         if step % 2 == 0 or step == until:
             metrics.write(metrics.stop())
     metrics.close()
@@ -114,7 +114,7 @@ def test_time_that_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for step in steps:
             metrics.start()
             now += seconds / len(steps)
-            metrics.add(step, step * TRAIN.batch_at(1), 0.1, torch.tensor(1.0), 2.0)
+            metrics.add(step, step * TRAIN.batch, 0.1, torch.tensor(1.0), 2.0)
         rows = metrics.stop()
         now += 1000
         metrics.write(rows)
@@ -129,7 +129,7 @@ def test_shares_are_those_of_the_samples_so_far(tmp_path: Path) -> None:
     write(tmp_path, 0, 5)
     mixture = Mixture(JOB.mixture.shares, {"books": 5})
     for row in read_metrics(tmp_path):
-        source, _ = mixture.locate(torch.arange(row["step"] * TRAIN.batch_at(1)).numpy())
+        source, _ = mixture.locate(torch.arange(row["step"] * TRAIN.batch).numpy())
         books = (source == mixture.sources.index("books")).sum()
         assert row["share/books"] == pytest.approx(books / len(source), abs=1e-6)
         assert row["share/books"] + row["share/crawl"] == pytest.approx(1, abs=2e-6)
