@@ -5,10 +5,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from slurm_cluster import Cluster, missing_programs
 
 ROOT = Path(__file__).resolve().parent.parent
+hypothesis.settings.register_profile("untimed", deadline=None)  # the first example compiles kernels, and machines are busy
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ GROWTH = 16  # expansion may write so many times the paper's characters, and a m
 MAX_ARGUMENT = 100_000  # characters of an argument
 MAX_ADDRESS = 4000  # characters of an address, and of a line's verbatim text
 MAX_UNCLOSED = 100  # pieces of verbatim text without an end; what follows has none then
+SETTLED, PATTERNS = 50, 20  # control sequences without a definition, until the known ones are looked for; so often at most
 WINDOW = 256  # characters that an expansion reads of what follows it, at first
 
 VERBATIM = "verbatim|Verbatim|BVerbatim|LVerbatim|alltt|lstlisting|minted|filecontents"
@@ -36,10 +37,12 @@ PROGRAM = re.compile(  # what makes a macro more than an abbreviation
     r"|the|number|uppercase|lowercase|jobname|read|write|immediate|special|openin|openout|advance|global|long|nextchar)(?![A-Za-z])"
 )
 
+PREFIXES = ("long", "global", "outer", "protected")  # of definitions
+
 _SPECIAL = re.compile(
     rf"""\\(?:(?P<verb>verb|lstinline)\*?(?P<mark>[^A-Za-z\s*\[{{]) | (?P<address>url|path|nolinkurl|href)\s*\{{
     | begin\s*\{{(?P<environment>(?:{VERBATIM}|comment)\*?)\}}
-    | (?P<false>iffalse)(?![A-Za-z]) | (?P<end>end\s*\{{document\}}) | .)
+    | (?P<false>iffalse)(?![A-Za-z]) | (?P<end>end\s*\{{document\}}) | [\\%])
     | (?P<comment>%)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -284,6 +287,8 @@ class _Expansion:
         self._text, self._at = text, 0  # the frame on top
         self._budget = GROWTH * len(text) + 1_000_000
         self._macros: dict[str, Macro] = {}
+        self._known: re.Pattern[str] | None = None
+        self._seen = self._patterns = 0
         self._out: list[str] = []
         self._definitions = {
             **dict.fromkeys(("newcommand", "renewcommand", "providecommand", "DeclareRobustCommand"), self._new_command),
@@ -294,7 +299,7 @@ class _Expansion:
 
     def run(self) -> str:
         while True:
-            found = _CONTROL.search(self._text, self._at)
+            found = self._pattern().search(self._text, self._at)
             if found is None:
                 self._write(self._text[self._at :])
                 if not self._frames:
@@ -305,12 +310,24 @@ class _Expansion:
             self._at = found.end()
             name = found[1] or found[0][1:]
             if name in self._definitions:
+                self._known, self._seen = None, 0
                 if not self._definitions[name]():  # then it stays
                     self._write(self._text[found.start() : self._at])
-            elif name in ("long", "global", "outer", "protected") and self._before_definition():
+            elif name in PREFIXES and self._before_definition():
                 pass
             elif (macro := self._macros.get(name)) is None or not self._expand(name, macro):
                 self._write(found[0])
+
+    def _pattern(self) -> re.Pattern[str]:
+        """What is looked for: every control sequence, or, where no definition came for a while, those that are known."""
+        self._seen += 1
+        if self._known is None and self._seen > SETTLED and self._patterns < PATTERNS:
+            self._patterns += 1
+            names = sorted({*self._macros, *self._definitions, *PREFIXES}, key=len, reverse=True)
+            words = "|".join(re.escape(name) for name in names if name[0].isalpha() or name[0] == "@")
+            others = "".join(f"|{re.escape(name)}" for name in names if not (name[0].isalpha() or name[0] == "@"))
+            self._known = re.compile(rf"\\(?:({words})(?![A-Za-z@])|\\{others})")
+        return self._known or _CONTROL
 
     def _write(self, text: str) -> None:
         if text:
@@ -321,7 +338,7 @@ class _Expansion:
     def _before_definition(self) -> bool:
         r"""Whether a definition follows a prefix such as `\long`."""
         found = _CONTROL.match(self._text, _SPACES.match(self._text, self._at).end())  # type: ignore[union-attr]
-        return found is not None and (found[1] in self._definitions or found[1] in ("long", "global", "outer", "protected"))
+        return found is not None and (found[1] in self._definitions or found[1] in PREFIXES)
 
     def _expand(self, name: str, macro: Macro) -> bool:
         """Puts the body with its arguments on top of the input; False, and nothing is read, where they can't be found."""

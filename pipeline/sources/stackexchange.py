@@ -43,8 +43,8 @@ _KIND = re.compile(rb' PostTypeId="(\d{1,3})"')
 _NUMBER = re.compile(rb' Id="(\d{1,18})"')
 _PARENT = re.compile(rb' ParentId="(\d{1,18})"')
 _FRAME = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml [^>]*\?>|</?posts>)?\s*")
-_ENTITY = re.compile(r"&(?:#(\d{1,7})|#x([0-9A-Fa-f]{1,6})|(amp|lt|gt|quot|apos));")
-_NAMED = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
+_NUMERIC = re.compile(r"&#(?:(\d{1,7})|x([0-9A-Fa-f]{1,6}));")
+_NAMED = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'"}
 
 
 class Post(NamedTuple):
@@ -265,15 +265,19 @@ def plain(html: str) -> str:
 
 def _unescaped(value: str) -> str:
     """An XML attribute's value. References to what XML 1.0 has no characters for become U+FFFD."""
-    return _ENTITY.sub(_character, value) if "&" in value else value
+    if "&" not in value:
+        return value
+    for name, character in _NAMED.items():
+        value = value.replace(name, character)
+    if "&#" in value:
+        value = _NUMERIC.sub(_character, value)
+    return value.replace("&amp;", "&")  # the last, so that what it makes stands for nothing
 
 
 def _character(found: re.Match[str]) -> str:
-    if found[3]:
-        return _NAMED[found[3]]
     code = int(found[1]) if found[1] else int(found[2], 16)
     is_character = code in (9, 10, 13) or 0x20 <= code < 0xD800 or 0xE000 <= code < 0xFFFE or 0x10000 <= code <= 0x10FFFF
-    return chr(code) if is_character else "\ufffd"
+    return "&amp;" if code == 38 else chr(code) if is_character else "\ufffd"
 
 
 def _site(path: str) -> str:
