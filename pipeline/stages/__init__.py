@@ -79,7 +79,12 @@ _SPECS = (
         ("model", "train", "zero", "mixture"),
         folder="train",
     ),
-    Spec("evaluate", "validation perplexity before and after training", ("tokenizer", "tokenize", "train"), ("evaluate",)),
+    Spec(
+        "evaluate",
+        "validation perplexity by source before and after training",
+        ("tokenizer", "tokenize", "train"),
+        ("evaluate",),
+    ),
     Spec("export", "writes the model in Hugging Face format and compares it there", ("tokenizer", "train"), ()),
     Spec("report", "one HTML page on the crawl, the corpus and the training", (), (), always=True),
 )
