@@ -106,7 +106,12 @@ _SPECS = (
         folder="train",
         here=True,
     ),
-    Spec("evaluate", "validation perplexity before and after training", ("tokenizer", "tokenize", "train"), ("evaluate",)),
+    Spec(
+        "evaluate",
+        "validation perplexity by source before and after training",
+        ("tokenizer", "tokenize", "train"),
+        ("evaluate",),
+    ),
     Spec("export", "writes the model in Hugging Face format and compares it there", ("tokenizer", "train"), ()),
     Spec("report", "one HTML page on the crawl, the corpus and the training", (), (), choices=("report",), always=True),
 )
