@@ -5,6 +5,7 @@ process at the same paths. A unit is a task, since Ray's workers stay warm betwe
 here, for Ray has no time limits. A lost worker or node costs one attempt of the units it held.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def _connected() -> Any:
         raise ValueError("executor=ray: Ray is not installed: pip install llama-pretrain[ray]") from None
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}}
     try:
-        ray.init(address="auto", runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        ray.init(address="auto", runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError:
         raise ValueError("executor=ray: no Ray cluster: set RAY_ADDRESS, or start one with `ray start --head`") from None
     return ray
