@@ -103,6 +103,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, float | Decimal):
-        return f"{float(value):,.1f}" if abs(value) >= 1000 else f"{float(value):.4g}"
+        number = float(value)
+        return f"{number:,.1f}" if abs(number) >= 1000 else f"{number:.4g}"
     text = "" if value is None else value if isinstance(value, str) else json_text(value)
     return printable(text[:CELL]) + ("…" if len(text) > CELL else "")
