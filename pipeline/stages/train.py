@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def run(stage: Stage) -> None:
     tokens = stage.upstream("tokenize")
     sources = tokens["result"]["sources"]
     config.check_training(tokenizer["pieces"])
-    mixture = mixed(config, {source: splits["train"]["tokens"] for source, splits in sources.items()})
+    tokens_of = {source: splits["train"]["tokens"] for source, splits in sources.items()}
+    mixture = mixed(config, tokens_of)
+    for line in too_few(config, mixture, tokens_of):
+        print(f"warning: {line}", file=sys.stderr)
     job = Job(
         config.model,
         config.train,
@@ -71,6 +75,22 @@ def mixed(config: Config, tokens: dict[str, int]) -> dict[str, dict[str, Any]]:
         }
         for source, count in mixture.counts(samples).items()
     }
+
+
+def too_few(config: Config, mixture: Mapping[str, Mapping[str, Any]], tokens: Mapping[str, int]) -> list[str]:
+    """A line for each source of which there are too few tokens for its share and epochs: where it ends, and what it lacks."""
+    lines = []
+    whole = config.train.tokens(config.train.steps)
+    for source, taken in mixture.items():
+        if taken["ends"] is not None:
+            epochs = config.mixture.epochs[source]
+            needed = whole * taken["share"] / epochs
+            lines.append(
+                f"source {source} has {tokens[source]:,} tokens, too few for {taken['share']:.1%} of {whole:,} in"
+                f" mixture.epochs.{source}={epochs:g}: it ends at sample {taken['ends']:,}, and its share goes to the others;"
+                f" it would take {needed:,.0f} tokens, or {taken['share'] * whole / tokens[source]:.2f} epochs"
+            )
+    return lines
 
 
 def train_unit(outputs: Outputs, job: Job) -> dict[str, Any]:

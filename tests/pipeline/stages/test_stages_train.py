@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import load
 from pipeline.outputs import read_json, write_json
-from pipeline.stages.train import mixed
+from pipeline.stages.train import mixed, too_few
 from pipeline.tokens.shards import ShardFiles, Vocabulary, write_shard
 from pipeline.training.job import Job
 from pipeline.training.launch import STOPPED
@@ -119,3 +119,15 @@ def test_how_it_is_computed_may_change_on_the_way_but_not_what(tmp_path: Path) -
     assert record.read_bytes() == before
     assert read_json(record)["result"]["tokens"] == STEPS * 512
     assert "train.lr is 0.02 now and was 0.01" in run(out, "train.lr=2e-2", code=1)
+
+
+def test_a_source_with_too_few_tokens_is_named_with_what_it_lacks() -> None:
+    overrides = ["experiment=demo", "mixture.shares={crawl: 0.7, books: 0.3}", "mixture.epochs={books: 2}", "train.steps=100"]
+    config = load([*overrides, "train.warmup_steps=10", "train.sequence=32", "train.batch_tokens=512", "train.micro_batch=1"])
+    tokens = {"crawl": 10_000_000, "books": 5_000}
+    [line] = too_few(config, mixed(config, tokens), tokens)
+    assert line.startswith(
+        "source books has 5,000 tokens, too few for 30.0% of 51,200 in mixture.epochs.books=2: it ends at sample "
+    )
+    assert line.endswith("it would take 7,680 tokens, or 3.07 epochs")
+    assert too_few(config, mixed(config, tokens | {"books": 8_000}), tokens) == []
