@@ -1,7 +1,7 @@
 # One target a stage: `make train ARGS="train.steps=100"` is `.venv/bin/python -m pipeline train train.steps=100`.
 # Every target sets the environment up first where that is needed.
 
-STAGES := fetch hash dedup lm mine near regenerate regroup sources tokenizer tokenize train evaluate export report all
+STAGES := fetch hash dedup lm mine near references regenerate regroup sources tokenizer tokenize train evaluate export report all
 RUN := .venv/bin/python
 READY := .venv/.setup
 

@@ -16,6 +16,7 @@ import pipeline.stage
 from benchmarks.obvious import Models, corpus, paragraph_key
 from ccnet.language import default_model
 from ccnet.train_lm import SAMPLE, train
+from jobs.executor import attempt
 from pipeline.__main__ import run
 from pipeline.config import load
 
@@ -109,7 +110,8 @@ def check(crawl: list[list[list[str]]], models: Path, keep: str, min_length: int
 )
 def test_random_crawls(models, monkeypatch, crawl, keep, min_length, partitions):
     """In this process, which takes less time than starting workers does."""
-    monkeypatch.setattr(pipeline.stage, "run_units", lambda work, units, workers: ((unit, work(unit)) for unit in units))
+    here = lambda executor, job: ((name, attempt(job.work, unit)) for name, unit in job.units.items())  # noqa: E731
+    monkeypatch.setattr(pipeline.stage, "run_units", here)
     check(crawl, models, keep, min_length, **{"dedup.partitions": partitions})
 
 

@@ -233,7 +233,7 @@ def test_mistakes_are_one_line(tmp_path, server, capsys):
 def test_one_file_that_is_gone_costs_itself(tmp_path, server, capsys):
     out = tmp_path / "out"
     gone = [path for path in server.files if path.endswith(".wet.gz")][1]
-    server.faults[gone] = ["404"]
+    server.faults[gone] = ["404"] * 3  # as often as it is tried
     line = fails(capsys, "fetch", out, *snapshot(server, "2024-10"))
     assert "1 of 3 units failed, the others are done" in line and "there is no such file (HTTP 404)" in line
     server.requests.clear()

@@ -53,7 +53,12 @@ def given(tmp_path):
     (books / "a.txt").write_text(" ".join(words))
     (books / "b.txt").write_text(" ".join(words[:2900] + ["x"] * 100))
     (books / "c.txt").write_text(" ".join(reversed(words)))
-    return {"github": [first, second], "c4": [c4], "books": [books], "more": ["max_bad_fraction=0.1"]}
+    return {
+        "github": [first, second],
+        "c4": [c4],
+        "books": [books],
+        "more": ["max_bad_fraction=0.1", "sources.quality={c4: [c4]}"],
+    }
 
 
 def test_three_sources(tmp_path, given):
