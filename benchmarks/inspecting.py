@@ -1,8 +1,9 @@
 """Inspecting a large run: the report of 90,000 units' records, and questions about 10 M documents' metadata.
 
-Records and documents are made up from those of a finished run (`out=`: the demo's), varied so that no two are alike: each
-domain of a record becomes one of a million, so that the records know as many as those of a whole snapshot may. Peak memory is
-VmHWM of a process of its own. Beside the questions of DuckDB stands the obvious way: pyarrow over the same columns, whole.
+Records are made up from those of a finished run (`out=`: the demo's): each gets as many domains as a record may have, of a
+million that are as frequent each, so that as many have to be held as may be. They are read as those of stages that have not
+finished, whose records are added, and again with manifests, which say all themselves. Peak memory is VmHWM of a process of
+its own. Beside the questions of DuckDB stands the obvious way: pyarrow over the same columns, whole.
 
     python benchmarks/inspecting.py out=out/demo [units=90000] [documents=10000000] [folder=/tmp]
 """
@@ -22,9 +23,12 @@ import pyarrow.parquet as pq
 from machine import machine
 
 from ccnet.schema import DOCUMENT
+from ccnet.stats import TOP_DOMAINS
 from pipeline.tables import opened
 
 FILES, GROUP = 100, 20_000
+DOMAINS = 1_000_000  # of the whole crawl, as often each: the most that may have to be held
+STAGES = (("mine", "mine"), ("regroup", "judge"))
 QUERIES = (
     "select language, bucket, count(*), median(perplexity) from corpus group by all",
     "select source_domain, count(*) as n, sum(length) from corpus group by all order by n desc limit 30",
@@ -34,26 +38,33 @@ QUERIES = (
 
 
 def make_records(real: Path, out: Path, units: int) -> None:
-    """Records of mine and of regroup's first round for so many units, none of them finished: all are read and added."""
-    draw = random.Random(0)
-    for stage, round_name in (("mine", "mine"), ("regroup", "judge")):
+    """Records of mine and of regroup's first round for so many units, each with as many domains as a record may have."""
+    draw, rng = random.Random(0), np.random.default_rng(0)
+    for stage, round_name in STAGES:
         samples = [json.loads(path.read_text()) for path in sorted((real / "records" / stage / round_name).glob("*.json"))]
         folder = out / "records" / stage / round_name
         folder.mkdir(parents=True)
         for unit in range(units):
-            record = _varied(draw.choice(samples), draw)
+            record = draw.choice(samples)
             record["unit"] = f"{unit:06d}"
             for counts in record["statistics"]["domains"].values():
-                counts["largest"] = {f"site{draw.randrange(1_000_000)}.example": n for n in counts["largest"].values()}
-            (folder / f"{unit:06d}.json").write_text(json.dumps(record))
+                sites = rng.integers(DOMAINS, size=TOP_DOMAINS).tolist()
+                counts["largest"] = {f"site{site}.example": TOP_DOMAINS - n for n, site in enumerate(sites)}
+                counts["others"] = 1
+            (folder / f"{unit:06d}.json").write_text(json.dumps(record, separators=(",\n      ", ": ")))
 
 
-def _varied(value, draw):  # type: ignore[no-untyped-def]
-    if isinstance(value, dict):
-        return {key: _varied(item, draw) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_varied(item, draw) for item in value]
-    return value + draw.randrange(value + 1) if isinstance(value, int) and not isinstance(value, bool) else value
+def make_manifests(real: Path, out: Path, units: int) -> None:
+    """Finishes the stages: manifests with the outputs of so many units."""
+    for stage, _ in STAGES:
+        manifest = json.loads((real / "records" / f"{stage}.json").read_text())
+        entry = {"bytes": 123_456_789, "digest": "0" * 32}
+        names = [f"{stage}/CC-MAIN-20240220211055-20240221001055-{unit:05d}" for unit in range(units)]
+        manifest["units"] = units
+        manifest["outputs"] = {f"{name}.{end}": entry for name in names for end in ("parquet", "metadata.parquet")}
+        if "segments" in manifest["result"]:
+            manifest["result"]["segments"] = [{"name": name, "path": f"{name}.parquet", "digest": "0" * 32} for name in names]
+        (out / "records" / f"{stage}.json").write_text(json.dumps(manifest))
 
 
 def make_documents(out: Path, documents: int) -> None:
@@ -109,6 +120,12 @@ print(f"peak memory                 {peak / 2**20:6.2f} GiB")
 """
 
 
+def read_and_write(what: str, out: str, units: int) -> None:
+    """Measures a reading of all there is, and the page, in a process of its own."""
+    print(f"\n{units:,} units of mine and as many of regroup/judge: {what}", flush=True)
+    print(subprocess.run([sys.executable, "-c", CHILD, out], check=True, capture_output=True, text=True).stdout, flush=True)
+
+
 def main(arguments: list[str]) -> None:
     """Makes, measures, prints, removes."""
     given = dict(argument.split("=", 1) for argument in arguments)
@@ -118,8 +135,14 @@ def main(arguments: list[str]) -> None:
         out = Path(name)
         if units:
             make_records(Path(given["out"]), out, units)
-            print(f"\n{units:,} units of mine and as many of regroup/judge")
-            print(subprocess.run([sys.executable, "-c", CHILD, name], check=True, capture_output=True, text=True).stdout)
+            read_and_write("both unfinished, their records read", name, units)
+            for stage, _ in STAGES[1:]:
+                (out / "records" / stage).rename(out / stage)
+            read_and_write("mine unfinished, its records read", name, units)
+            for stage, _ in STAGES[1:]:
+                (out / stage).rename(out / "records" / stage)
+            make_manifests(Path(given["out"]), out, units)
+            read_and_write("both finished, their manifests read", name, units)
         if documents:
             make_documents(out, documents)
             print(f"{documents:,} documents in {FILES} files, row groups of {GROUP:,}")

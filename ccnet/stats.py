@@ -4,6 +4,8 @@ In: pages and documents, batch by batch. Out: nested dictionaries of numbers (JS
 are the sum of its units' (`merge`), in any order.
 """
 
+import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -60,28 +62,54 @@ def top(counts: Mapping[str, int], number: int) -> dict[str, Any]:
     Equal counts are taken in the order of the names. Added over units (`merge`), the count of a name lies between its sum
     in `largest` (0 where it is missing) and that sum plus `others`.
     """
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ordered = heapq.nsmallest(number + 1, counts.items(), key=lambda item: (-item[1], item[0]))
     return {"largest": dict(ordered[:number]), "others": ordered[number][1] if len(ordered) > number else 0}
 
 
-def total(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The statistics of a step over all its units: `merge`, the domains cut to the largest again.
+class Total:
+    """The statistics of a step, added unit by unit: `merge` in bounded memory.
 
-    While units are added, no more than some MANY_DOMAINS domains are held: each cut adds to `others` what it may cost.
+    No more than MANY_DOMAINS domains of each kind are held: where there are more, the larger half stays, and `others` grows
+    by the most that one of those let go has. So the bounds of `top` hold whatever was cut.
     """
-    merged: dict[str, Any] = {}
+
+    def __init__(self) -> None:
+        self._merged: dict[str, Any] = {}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Adds the statistics of a unit, and shares nothing with them."""
+        _add(self._merged, record)
+        for counts in self._merged.get("domains", {}).values():
+            if len(counts["largest"]) > MANY_DOMAINS:
+                counts["largest"], most = _heaviest(counts["largest"], MANY_DOMAINS // 2)
+                counts["others"] += most
+
+    def statistics(self) -> dict[str, Any]:
+        """The sum so far, its domains cut to the largest; more may be added to it after."""
+        result = merge([{name: value for name, value in self._merged.items() if name != "domains"}])
+        if "domains" in self._merged:
+            result["domains"] = {}
+            for name, counts in self._merged["domains"].items():
+                cut = top(counts["largest"], TOP_DOMAINS)
+                result["domains"][name] = cut | {"others": cut["others"] + counts["others"]}
+        return result
+
+
+def total(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The statistics of a step over all its units (`Total`), the domains cut to the largest again."""
+    added = Total()
     for record in records:
-        _add(merged, record)
-        _cut_domains(merged, MANY_DOMAINS, MANY_DOMAINS // 2)
-    _cut_domains(merged, TOP_DOMAINS, TOP_DOMAINS)
-    return merged
+        added.add(record)
+    return added.statistics()
 
 
-def _cut_domains(statistics: dict[str, Any], limit: int, number: int) -> None:
-    for name, counts in statistics.get("domains", {}).items():
-        if len(counts["largest"]) > limit:
-            cut = top(counts["largest"], number)
-            statistics["domains"][name] = cut | {"others": cut["others"] + counts["others"]}
+def _heaviest(counts: Mapping[str, int], number: int) -> tuple[dict[str, int], int]:
+    """`number` of the largest counts, of equal ones those that came first, and the largest of all others."""
+    values = np.fromiter(counts.values(), np.int64, len(counts))
+    most = int(np.partition(values, -number - 1)[-number - 1])
+    stay = values > most
+    stay[np.flatnonzero(values == most)[: number - np.count_nonzero(stay)]] = True
+    return dict(itertools.compress(counts.items(), stay.tolist())), most
 
 
 def by_language(documents: pa.Table) -> dict[str, dict[str, Any]]:
@@ -146,12 +174,13 @@ def merge(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _add(total: dict[str, Any], record: Mapping[str, Any]) -> None:
     """Adds to `total` in place, which shares nothing with the record."""
+    known = total.get
     for key, value in record.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             _add(total.setdefault(key, {}), value)
         elif isinstance(value, list):
-            before = total.get(key, [0] * len(value))
+            before = known(key, [0] * len(value))
             assert len(before) == len(value), (len(before), len(value))
             total[key] = [a + b for a, b in zip(before, value, strict=True)]
         else:
-            total[key] = total.get(key, 0) + value
+            total[key] = known(key, 0) + value

@@ -11,13 +11,14 @@ shows, and how it may be drawn (`Chart`). `shown(value, kind)` is a value's text
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ccnet.buckets import bin_edges
-from ccnet.stats import MEASURES, chain, merge, total
+from ccnet.stats import MEASURES, Total, chain, merge
 from pipeline.outputs import read_json
 from pipeline.progress import human_bytes, human_seconds
 from pipeline.stages import SPECS
@@ -152,7 +153,7 @@ class Run:
             partial.update(folder)
         if not partial.seen:
             return None
-        result = _result(name, partial.rounds, before)
+        result = _result(name, partial.rounds(), before)
         config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
         return StageState(result, config, len(partial.seen), partial.seconds, partial.bytes, finished=False)
 
@@ -162,36 +163,44 @@ class _Partial:
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
-        self.rounds: dict[str, dict[str, Any]] = {}  # {round: {group: statistics}}
+        self.added: dict[str, dict[str, Total]] = {}  # {round: {group: statistics}}
         self.seconds, self.bytes = 0.0, 0
 
     def update(self, folder: Path) -> bool:
         """Adds what is new. Returns whether all that was added before is still there."""
-        found = {f"{path.parent.name}/{path.name}": path for path in folder.glob("*/*.json")}
-        if not self.seen <= found.keys():
+        found = _record_names(folder)
+        if not self.seen <= found:
             return False
-        new: dict[tuple[str, str], list[Any]] = {}
-        for key in sorted(found.keys() - self.seen):
+        for name in sorted(found - self.seen):
             try:
-                record = read_json(found[key])
+                record = read_json(folder / name)
             except FileNotFoundError:  # its stage has taken it back since
                 continue
-            self.seen.add(key)
+            self.seen.add(name)
             self.seconds += record["seconds"]
             self.bytes += sum(entry["bytes"] for entry in record["outputs"].values())
-            group = _GROUPS.get(folder.name, lambda unit: "")(record["unit"])
-            counts = {k: v for k, v in record["statistics"].items() if k != "partition_keys"}
-            new.setdefault((found[key].parent.name, group), []).append(counts)
-        for (round_name, group), statistics in new.items():
-            groups = self.rounds.setdefault(round_name, {})
+            round_name = name.partition("/")[0]
             if round_name in _ADDED:
-                groups[group] = total([*([groups[group]] if group in groups else []), *statistics])
+                group = _GROUPS.get(round_name, lambda unit: "")(record["unit"])
+                counts = record["statistics"]["counts"] if round_name == "read" else record["statistics"]
+                counts = {k: v for k, v in counts.items() if k != "partition_keys"}
+                self.added.setdefault(round_name, {}).setdefault(group, Total()).add(counts)
         return True
 
+    def rounds(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """{round: {group: statistics}}"""
+        return {name: {group: sums.statistics() for group, sums in groups.items()} for name, groups in self.added.items()}
 
-_GROUPS = {
+
+def _record_names(folder: Path) -> set[str]:
+    """round/unit.json of a stage's records. By their names alone: of many, `Path` objects would take most of the time."""
+    rounds = [path.name for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
+    return {f"{name}/{file}" for name in rounds for file in os.listdir(folder / name) if file.endswith(".json")}
+
+
+_GROUPS = {  # of what the units of a round are parts, by their names
     "regroup": lambda unit: unit.rsplit("-", 1)[0],
-    "sources": lambda unit: unit.split(".", 1)[0],
+    "read": lambda unit: unit.split(".", 1)[0],
     "tokenize": lambda unit: unit.split(".", 1)[0],
 }
 _ADDED = ("hash", "mine", "judge", "regroup", "read", "tokenize")  # rounds whose statistics are sums
@@ -204,11 +213,11 @@ def _result(name: str, rounds: Mapping[str, Mapping[str, Any]], before: Mapping[
     if name == "mine" and "mine" in rounds:
         return {"statistics": rounds["mine"][""], "frequent": []}
     if name == "regroup" and "judge" in rounds and "mine" in before and before["mine"].result:
-        statistics = merge(rounds["judge"].values())
+        statistics = rounds["judge"][""]
         funnel = chain(before["mine"].result["statistics"], statistics)
         return {"statistics": statistics, "funnel": funnel, "cutoffs": {}, "buckets": dict(rounds.get("regroup", {}))}
     if name == "sources" and "read" in rounds:
-        return {"statistics": {source: added["counts"] for source, added in rounds["read"].items()}}
+        return {"statistics": dict(rounds["read"])}
     if name == "tokenize" and "tokenize" in rounds:
         sources = dict(rounds["tokenize"])
         return {"sources": sources, **merge(sources.values())}

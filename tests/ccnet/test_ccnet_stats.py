@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccnet.stats import Tally, chain, excess, merge, top, total
+from ccnet.stats import Tally, Total, chain, excess, merge, top, total
 
 NUMBERS = st.integers(0, 1 << 60)
 RECORDS = st.fixed_dictionaries(
@@ -70,6 +70,38 @@ def test_domains_of_all_units_are_cut_again(monkeypatch):
     assert found["kept"] == {"largest": {"c": 4, "a": 2}, "others": 1}
     assert found["dropped"] == {"largest": {}, "others": 0}
     assert total([]) == {}
+
+
+MANY_NAMES = [f"{a}{b}" for a in "abcdefgh" for b in "0123"]
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(MANY_NAMES), st.integers(1, 5)), max_size=40),
+    st.integers(1, 6),
+    st.integers(2, 8),
+    st.integers(0, 40),
+)
+def test_domains_held_are_bounded_and_their_true_counts_are_within_the_bounds(units, of_a_unit, held, looked):
+    """Against the exact counts: cut in each unit, cut while units are added, cut at the end, and looked at on the way."""
+    true, added, added_once = merge(units), Total(), Total()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ccnet.stats.MANY_DOMAINS", held)
+        patch.setattr("ccnet.stats.TOP_DOMAINS", 3)
+        for number, unit in enumerate(units):
+            record = {"documents": 1, "domains": {"kept": top(unit, of_a_unit)}}
+            added.add(record)
+            added_once.add(record)
+            assert len(added._merged["domains"]["kept"]["largest"]) <= held
+            if number == looked:
+                added.statistics()
+        found = added.statistics()
+        assert found == added_once.statistics()
+    assert found.get("documents", 0) == len(units)
+    kept = found.get("domains", {}).get("kept", {"largest": {}, "others": 0})
+    assert len(kept["largest"]) <= 3
+    for name in MANY_NAMES:
+        known = kept["largest"].get(name, 0)
+        assert known <= true.get(name, 0) <= known + kept["others"]
 
 
 def step(kept, **dropped):

@@ -47,6 +47,42 @@ def test_records_of_a_running_stage_are_added_as_they_come(tmp_path):
     json.dumps([dataclasses.asdict(section) for section in sections.values()])
 
 
+def test_a_stage_that_is_read_as_it_goes_on_has_the_sums_of_one_read_once(tmp_path, monkeypatch):
+    """Its domains are cut to be shown only: a domain that is small in each of the readings may be large in the end."""
+    monkeypatch.setattr("ccnet.stats.TOP_DOMAINS", 1)
+    watched = Run(tmp_path)
+    units = [{f"d{n}": 3, "often": 2} for n in range(5)]
+    for n, domains in enumerate(units):
+        record(tmp_path, "mine", "mine", f"{n}", {"domains": {"kept": {"largest": domains, "others": 0}}})
+        seen = watched.read()["mine"].result
+    assert seen == Run(tmp_path).read()["mine"].result
+    assert seen["statistics"]["domains"]["kept"] == {"largest": {"often": 10}, "others": 3}
+
+
+def test_what_a_running_regroup_has_judged_is_one_sum(tmp_path, monkeypatch):
+    """Its units are named like segments; were each a sum of its own, the domains of all of them would be held."""
+    monkeypatch.setattr("ccnet.stats.TOP_DOMAINS", 1)
+    counts = {"in": 3, "kept": 3, "dropped": {}}
+    measures = dict.fromkeys(("documents", "chars", "lines"), counts)
+    for n in range(4):
+        domains = {"kept": {"largest": {f"d{n}": 2, "often": 1}, "others": 0}, "dropped": {"largest": {}, "others": 0}}
+        record(tmp_path, "mine", "mine", f"CC-MAIN-{n}-0000{n}", measures | {"domains": domains})
+        record(tmp_path, "regroup", "judge", f"CC-MAIN-{n}-0000{n}", measures | {"domains": domains})
+    result = Run(tmp_path).read()["regroup"].result
+    assert result["statistics"]["domains"]["kept"] == {"largest": {"often": 4}, "others": 2}
+    assert result["funnel"]["chars"] == {"in": 12, "kept": 12, "dropped": {}}
+
+
+def test_records_of_a_finished_stage_are_not_read(tmp_path):
+    record(tmp_path, "hash", "hash", "a", hashed(3))
+    (tmp_path / "records/hash/hash/b.json").write_text("no JSON")
+    result = {"statistics": {"pages_read": 5}}
+    outputs = {"a": {"bytes": 7, "digest": "x"}, "b": {"bytes": 8, "digest": "y"}}
+    manifest = {"result": result, "config": {}, "units": 2, "seconds": 9.0, "outputs": outputs, "digest": "z", "inputs": {}}
+    write_json(tmp_path / "records/hash.json", manifest)
+    assert Run(tmp_path).read() == {"hash": StageState(result, {}, 2, 9.0, 15, True, "z", {})}
+
+
 def test_a_long_training_is_thinned_to_means(tmp_path):
     (tmp_path / "train").mkdir()
     row = {"lr": 0.1, "grad_norm": 1.0, "seconds": 1.0, "tokens_per_second": 10.0}
