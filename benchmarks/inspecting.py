@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from machine import machine
 
 from ccnet.schema import DOCUMENT
+from pipeline.stage import unit_file
 from pipeline.tables import opened
 
 FILES, GROUP = 100, 20_000
@@ -37,15 +38,16 @@ def make_records(real: Path, out: Path, units: int) -> None:
     """Records of mine and of regroup's first round for so many units, none of them finished: all are read and added."""
     draw = random.Random(0)
     for stage, round_name in (("mine", "mine"), ("regroup", "judge")):
-        samples = [json.loads(path.read_text()) for path in sorted((real / "records" / stage / round_name).glob("*.json"))]
+        samples = [json.loads(path.read_text()) for path in sorted((real / "records" / stage / round_name).glob("*/*.json"))]
         folder = out / "records" / stage / round_name
-        folder.mkdir(parents=True)
         for unit in range(units):
             record = _varied(draw.choice(samples), draw)
             record["unit"] = f"{unit:06d}"
             for counts in record["statistics"]["domains"].values():
                 counts["largest"] = {f"site{draw.randrange(1_000_000)}.example": n for n in counts["largest"].values()}
-            (folder / f"{unit:06d}.json").write_text(json.dumps(record))
+            path = unit_file(folder, record["unit"], ".json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record))
 
 
 def _varied(value, draw):  # type: ignore[no-untyped-def]

@@ -167,7 +167,7 @@ class _Partial:
 
     def update(self, folder: Path) -> bool:
         """Adds what is new. Returns whether all that was added before is still there."""
-        found = {f"{path.parent.name}/{path.name}": path for path in folder.glob("*/*.json")}
+        found = {f"{path.parents[1].name}/{path.name}": path for path in folder.glob("*/*/*.json")}
         if not self.seen <= found.keys():
             return False
         new: dict[tuple[str, str], list[Any]] = {}
@@ -181,7 +181,7 @@ class _Partial:
             self.bytes += sum(entry["bytes"] for entry in record["outputs"].values())
             group = _GROUPS.get(folder.name, lambda unit: "")(record["unit"])
             counts = {k: v for k, v in record["statistics"].items() if k != "partition_keys"}
-            new.setdefault((found[key].parent.name, group), []).append(counts)
+            new.setdefault((found[key].parents[1].name, group), []).append(counts)
         for (round_name, group), statistics in new.items():
             groups = self.rounds.setdefault(round_name, {})
             if round_name in _ADDED:
