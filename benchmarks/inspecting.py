@@ -24,6 +24,7 @@ from machine import machine
 
 from ccnet.schema import DOCUMENT
 from ccnet.stats import TOP_DOMAINS
+from pipeline.stage import unit_file
 from pipeline.tables import opened
 
 FILES, GROUP = 100, 20_000
@@ -41,9 +42,8 @@ def make_records(real: Path, out: Path, units: int) -> None:
     """Records of mine and of regroup's first round for so many units, each with as many domains as a record may have."""
     draw, rng = random.Random(0), np.random.default_rng(0)
     for stage, round_name in STAGES:
-        samples = [json.loads(path.read_text()) for path in sorted((real / "records" / stage / round_name).glob("*.json"))]
+        samples = [json.loads(path.read_text()) for path in sorted((real / "records" / stage / round_name).glob("*/*.json"))]
         folder = out / "records" / stage / round_name
-        folder.mkdir(parents=True)
         for unit in range(units):
             record = draw.choice(samples)
             record["unit"] = f"{unit:06d}"
@@ -51,7 +51,9 @@ def make_records(real: Path, out: Path, units: int) -> None:
                 sites = rng.integers(DOMAINS, size=TOP_DOMAINS).tolist()
                 counts["largest"] = {f"site{site}.example": TOP_DOMAINS - n for n, site in enumerate(sites)}
                 counts["others"] = 1
-            (folder / f"{unit:06d}.json").write_text(json.dumps(record, separators=(",\n      ", ": ")))
+            path = unit_file(folder, record["unit"], ".json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record, separators=(",\n      ", ": ")))
 
 
 def make_manifests(real: Path, out: Path, units: int) -> None:

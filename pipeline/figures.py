@@ -193,9 +193,10 @@ class _Partial:
 
 
 def _record_names(folder: Path) -> set[str]:
-    """round/unit.json of a stage's records. By their names alone: of many, `Path` objects would take most of the time."""
+    """round/xx/unit.json of a stage's records. By their names alone: of many, `Path` objects would take most of the time."""
     rounds = [path.name for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
-    return {f"{name}/{file}" for name in rounds for file in os.listdir(folder / name) if file.endswith(".json")}
+    parts = [f"{name}/{part}" for name in rounds for part in os.listdir(folder / name) if (folder / name / part).is_dir()]
+    return {f"{part}/{file}" for part in parts for file in os.listdir(folder / part) if file.endswith(".json")}
 
 
 _GROUPS = {  # of what the units of a round are parts, by their names

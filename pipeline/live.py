@@ -74,14 +74,16 @@ def _begun(folder: Path) -> float:
 
 
 def _round(folder: Path) -> Round:
-    names = os.listdir(folder)
+    parts = [part for part in folder.iterdir() if part.is_dir()]
+    names = [name for part in parts for name in os.listdir(part)]
     done = sum(name.endswith(".json") for name in names)
     failed = sum(name.endswith(".error") for name in names)
     if not (plan := folder.with_suffix(".plan")).exists():
         return Round(folder.name, done, None, failed, None, None)
     told = read_json(plan)
     new = done - (told["units"] - told["missing"])
-    seconds = max(folder.stat().st_mtime - told["begun"], 0)  # until the last record: also of a stage that stands still
+    last = max((part.stat().st_mtime for part in parts), default=0.0)
+    seconds = max(last - told["begun"], 0)  # until the last record: also of a stage that stands still
     rate = new / seconds if new > 0 and seconds else None
     return Round(folder.name, done, told["units"], failed, rate, (told["units"] - done) / rate if rate else None)
 

@@ -1,7 +1,7 @@
 """The stage contract: units, records, manifests; what was finished stays, what was not never counts.
 
 In: a stage's configuration and the manifests of the stages that it reads. Out: its files below `out`, one record per
-unit (`out/records/{stage}/{round}/{unit}.json`) and one manifest (`out/records/{stage}.json`).
+unit (`out/records/{stage}/{round}/{xx}/{unit}.json`, `unit_file`) and one manifest (`out/records/{stage}.json`).
 
 A unit's files get their names only when all of them are complete (`pipeline.outputs`), then its record is written. A
 record holds for a unit as long as its fingerprint (stage configuration and inputs) and its files are there; otherwise
@@ -119,6 +119,11 @@ class Planned:
 def digest_json(value: Any) -> str:
     """A 128-bit digest of a JSON value, as hexadecimal."""
     return xxhash.xxh3_128(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def unit_file(folder: Path, unit: str, suffix: str) -> Path:
+    """Where the folder of a round has a unit's file: in one of 256 subfolders, as a crawl has 90,000 units."""
+    return folder / xxhash.xxh3_64_hexdigest(unit.encode())[:2] / f"{unit}{suffix}"
 
 
 def expand_files(patterns: Sequence[str]) -> list[str]:
@@ -274,15 +279,15 @@ class Stage:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = self.out / "tmp" / self._name
         shutil.rmtree(temporary, ignore_errors=True)
-        for pending in sorted(folder.glob("*.pending")):
+        for pending in sorted(folder.rglob("*.pending")):
             take_back(self.out, pending)
-        for old in folder.glob("*.error"):
+        for old in folder.rglob("*.error"):
             old.unlink()
         planned = {unit.name: unit for unit in units}
         assert len(planned) == len(units), "unit names must differ"
         prints = {unit.name: digest_json([FORMAT, self._config, dict(unit.inputs)]) for unit in units}
         records: dict[str, Record] = {}
-        for path in sorted(folder.glob("*.json")):
+        for path in sorted(folder.rglob("*.json")):
             stored = read_json(path)
             unit_name = stored["unit"]
             if stored["fingerprint"] == prints.get(unit_name) and _all_there(self.out, stored["outputs"]):
@@ -297,8 +302,11 @@ class Stage:
             self._manifest.unlink(missing_ok=True)
             plan = {"units": len(units), "missing": len(missing), "begun": round(time.time())}
             write_json(self._records / f"{name}.plan", plan)
+            paths = [unit_file(folder, unit.name, ".json") for unit in missing]
+            for place in {path.parent for path in paths}:
+                place.mkdir(exist_ok=True)
             self._run(name, work, [Planned(unit, prints[unit.name]) for unit in missing], at_once)
-            for path in (folder / f"{unit.name}.json" for unit in missing):
+            for path in paths:
                 record = _record(read_json(path), path)
                 records[record.unit] = record
         self._all |= {f"{name}/{unit.name}": records[unit.name] for unit in units}
@@ -327,7 +335,7 @@ class Stage:
                 if failure is None:
                     progress.advance(job.units[unit_name].unit.size)
                     continue
-                log = folder / f"{unit_name}.error"
+                log = unit_file(folder, unit_name, ".error")
                 log.write_text(failure.trace or failure.message, encoding="utf-8")
                 if failure.fatal:
                     raise StageError(f"{self.spec.name}: {unit_name}: {failure.message}")
@@ -336,7 +344,7 @@ class Stage:
             unit_name, failure = next(iter(failed.items()))
             raise StageError(
                 f"{label}: {len(failed)} of {len(missing)} units failed, the others are done;"
-                f" {unit_name}: {failure.message} (see {folder / unit_name}.error)"
+                f" {unit_name}: {failure.message} (see {unit_file(folder, unit_name, '.error')})"
             )
         seconds = time.monotonic() - start
         amount = f", {human_bytes(size)}, {human_bytes(size / seconds)}/s" if size else ""
@@ -347,7 +355,8 @@ class Stage:
         and begun (when the round began, units and Unix time), done, running, failed (paths of the units' errors)}."""
         rounds = []
         for path in sorted(self._records.glob("*.plan"), key=lambda path: path.stat().st_mtime_ns):
-            done = {name[:-5] for name in os.listdir(self._records / path.stem) if name.endswith(".json")}
+            folder = self._records / path.stem
+            done = {record.stem for record in folder.rglob("*.json")}
             begun = self.out / "tmp" / self._name
             rounds.append(
                 {
@@ -355,7 +364,7 @@ class Stage:
                     **read_json(path),
                     "done": len(done),
                     "running": len(set(os.listdir(begun)) - done) if begun.exists() else 0,
-                    "failed": sorted(str(error) for error in (self._records / path.stem).glob("*.error")),
+                    "failed": sorted(str(error) for error in folder.rglob("*.error")),
                 }
             )
         for former in rounds[:-1]:
@@ -402,11 +411,11 @@ class Stage:
     def _has_work(self) -> bool:
         """Whether there is anything that another configuration would throw away."""
         folder = self.spec.folder is not None and (self.out / self.spec.folder).exists()
-        return folder or self._manifest.exists() or any(self._records.glob("*/*.json"))
+        return folder or self._manifest.exists() or any(self._records.glob("*/**/*.json"))
 
     def _check_inputs(self) -> None:
         """Raises `ValueError` where an input file is what `_reset` would remove."""
-        records = [read_json(path) for path in self._records.glob("*/*.json")]
+        records = [read_json(path) for path in self._records.glob("*/**/*.json")]
         own = {(self.out / output).resolve() for record in records for output in record["outputs"]}
         own |= {folder for file in own for folder in file.parents}
         for k in self.spec.files:
@@ -422,9 +431,9 @@ class Stage:
         self._manifest.unlink(missing_ok=True)
         if self.spec.folder is not None:
             shutil.rmtree(self.out / self.spec.folder, ignore_errors=True)
-        for path in self._records.glob("*/*.pending"):
+        for path in self._records.glob("*/**/*.pending"):
             take_back(self.out, path)
-        for path in self._records.glob("*/*.json"):
+        for path in self._records.glob("*/**/*.json"):
             for output in read_json(path)["outputs"]:
                 (self.out / output).unlink(missing_ok=True)
         shutil.rmtree(self._records)
@@ -442,7 +451,7 @@ def _execute(work: Work, root: Path, folder: Path, temporary: Path, planned: Pla
         outputs = Outputs(root, temporary / unit.name / f"{socket.gethostname()}-{os.getpid()}")
         try:
             statistics = work(outputs, **unit.arguments)
-            pending = folder / f"{unit.name}.pending"
+            pending = unit_file(folder, unit.name, ".pending")
             files = outputs.commit(pending)
             stored = {
                 "unit": unit.name,
@@ -452,7 +461,7 @@ def _execute(work: Work, root: Path, folder: Path, temporary: Path, planned: Pla
                 "statistics": statistics,
                 "seconds": round(time.monotonic() - start, 3),
             }
-            write_json(folder / f"{unit.name}.json", stored)
+            write_json(unit_file(folder, unit.name, ".json"), stored)
             pending.unlink(missing_ok=True)
             return None
         finally:

@@ -84,8 +84,8 @@ TABLES = {
     ),
     "units": _one(
         "the record of each finished unit: stage, round, unit, seconds, files and bytes written, statistics (JSON)",
-        "records/*/*/*.json",
-        "SELECT parse_path(filename)[-3] AS stage, parse_path(filename)[-2] AS round, unit, seconds,"
+        "records/*/*/*/*.json",
+        "SELECT parse_path(filename)[-4] AS stage, parse_path(filename)[-3] AS round, unit, seconds,"
         " len(json_keys(outputs)) AS files, list_sum((outputs->'$.*.bytes')::BIGINT[])::BIGINT AS bytes, statistics"
         " FROM read_json({files}, filename = true, maximum_object_size = {largest}, columns = {{unit: 'VARCHAR',"
         " seconds: 'DOUBLE', outputs: 'JSON', statistics: 'JSON'}})",
@@ -112,7 +112,7 @@ TABLES = {
     ),
     "shards": _one(
         "what each unit of tokenize wrote: split, source, unit, documents, tokens, bytes and chars of text",
-        "records/tokenize/tokenize/*.json",
+        "records/tokenize/tokenize/*/*.json",
         "SELECT split, split_part(unit, '.', 1) AS source, unit, (statistics->split->>'documents')::BIGINT AS documents,"
         " (statistics->split->>'tokens')::BIGINT AS tokens, (statistics->split->>'bytes')::BIGINT AS bytes,"
         " (statistics->split->>'chars')::BIGINT AS chars"

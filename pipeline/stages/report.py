@@ -21,7 +21,7 @@ from pipeline.figures import REASONS, Chart, Column, Figure, Run, Section, figur
 from pipeline.outputs import Outputs, read_json
 from pipeline.page_road import FinishedRun, Line, Page, with_first_pages
 from pipeline.samples import BEYOND, chosen_segments, excerpt, merge_samples, page_from_json, pages_to_json, sample_segment
-from pipeline.stage import Stage, Unit, digest_json
+from pipeline.stage import Stage, Unit, digest_json, unit_file
 from pipeline.stages.train import FOLDER
 
 PAGE = "report.html"
@@ -97,10 +97,10 @@ def write_page(outputs: Outputs, out: Path, sampled: list[str], faults: list[str
     """Work of the last unit: renders the page."""
     records = out / "records" / "report"
     pages, compared = [], []
-    if (records / "first" / "pages.json").exists():
-        pages = [page_from_json(page) for page in read_json(records / "first" / "pages.json")["statistics"]["pages"]]
+    if (first := unit_file(records / "first", "pages", ".json")).exists():
+        pages = [page_from_json(page) for page in read_json(first)["statistics"]["pages"]]
     if against:
-        compared = [_section(read_json(records / "compare" / "compared.json")["statistics"])]
+        compared = [_section(read_json(unit_file(records / "compare", "compared", ".json"))["statistics"])]
     sections = figures(out, Run(out).read())
     text = render(str(out), [*sections, *compared], pages, sampled, faults)
     outputs.path(PAGE).write_text(text, encoding="utf-8")

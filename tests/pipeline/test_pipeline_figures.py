@@ -14,13 +14,14 @@ from pipeline.figures import Chart, Column, Figure, Run, StageState, figures, sh
 from pipeline.outputs import write_json
 from pipeline.page_road import First, Line, Page
 from pipeline.samples import merge_samples
+from pipeline.stage import unit_file
 from pipeline.stages.report import fitting, render, visible
 
 
 def record(out, stage, round_name, unit, statistics, seconds=2.0):
     """A record as a finished unit leaves it."""
     stored = {"unit": unit, "fingerprint": "x", "inputs": {}, "outputs": {}, "statistics": statistics, "seconds": seconds}
-    write_json(out / "records" / stage / round_name / f"{unit}.json", stored)
+    write_json(unit_file(out / "records" / stage / round_name, unit, ".json"), stored)
 
 
 def hashed(pages):
@@ -39,7 +40,7 @@ def test_records_of_a_running_stage_are_added_as_they_come(tmp_path):
     state = run.read()["hash"]
     assert (state.units, state.seconds, state.finished) == (2, 4.0, False)
     assert state.result["statistics"] == {"pages_read": 7, "bytes_read": 7000, "bad": {"truncated": 2}, "skipped": {}}
-    (tmp_path / "records/hash/hash/a.json").unlink()  # its segment has changed
+    unit_file(tmp_path / "records/hash/hash", "a", ".json").unlink()  # its segment has changed
     assert run.read()["hash"].result["statistics"]["pages_read"] == 4
     sections = {section.name: section for section in figures(tmp_path, run.read())}
     assert sections["input"].figures[0].rows == [["crawl", "bad records", "truncated", 1]]

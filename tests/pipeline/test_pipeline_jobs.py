@@ -75,7 +75,7 @@ def start_over(out: Path, *stages: str) -> None:
 
 
 def records(out: Path) -> dict[str, int]:
-    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in (out / "records").glob("*/*/*.json")}
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in (out / "records").glob("*/*/*/*.json")}
 
 
 def test_the_whole_road_cancelled_on_the_way_and_submitted_again(local, slurm, tmp_path):

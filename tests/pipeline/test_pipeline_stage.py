@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import load
 from pipeline.outputs import digest_file, read_json, write_json
-from pipeline.stage import Spec, Stage, StageError, Unit, expand_files, fingerprint
+from pipeline.stage import Spec, Stage, StageError, Unit, expand_files, fingerprint, unit_file
 
 SPEC = Spec("mine", "copies", (), ("dedup.keep",))
 
@@ -98,7 +99,7 @@ def test_units_that_are_no_longer_planned_go_with_their_files(sources):
     run(sources)
     run(sources, numbers=range(2))
     assert set(copies(sources)) == {"in-0", "in-1"}
-    assert sorted(p.name for p in (sources / "out/records/mine/mine").glob("*.json")) == ["u0.json", "u1.json"]
+    assert sorted(p.name for p in (sources / "out/records/mine/mine").glob("*/*.json")) == ["u0.json", "u1.json"]
 
 
 def test_another_configuration_stops_and_names_the_key(sources):
@@ -131,11 +132,11 @@ def test_an_unexpected_error_costs_its_unit_and_the_others_are_finished(sources)
     with pytest.raises(StageError, match=r"mine: 1 of 4 units failed, the others are done; u1: KeyError: 'oops' \(see "):
         run(sources, modes={1: "bug"})
     assert set(copies(sources)) == {"in-0", "in-2", "in-3"}
-    assert "Traceback" in (sources / "out/records/mine/mine/u1.error").read_text()
+    assert "Traceback" in unit_file(sources / "out/records/mine/mine", "u1", ".error").read_text()
     assert done(sources).count("in-1") == 3
     run(sources)
     assert done(sources).count("in-2") == 1
-    assert not (sources / "out/records/mine/mine/u1.error").exists()
+    assert not unit_file(sources / "out/records/mine/mine", "u1", ".error").exists()
 
 
 def test_a_unit_that_fails_twice_then_succeeds(sources):
@@ -161,7 +162,7 @@ def test_progress_is_seen_from_outside(sources):
     assert not progress["active"] and of_round.pop("begun") > 1.7e9
     assert of_round == {
         **{"round": "mine", "units": 4, "missing": 2, "done": 3, "running": 0},
-        "failed": [str(sources / "out/records/mine/mine/u2.error")],
+        "failed": [str(unit_file(sources / "out/records/mine/mine", "u2", ".error"))],
     }
     with open_stage(sources):
         assert outside.progress()["active"]
@@ -179,12 +180,18 @@ def test_an_array_that_a_killed_process_left_is_not_ignored(sources, monkeypatch
 def test_what_was_renamed_without_a_record_is_taken_back(sources):
     run(sources)
     records = sources / "out/records/mine/mine"
-    write_json(records / "u2.pending", ["copies/in-2", "copies/not-yet"])
-    (records / "u2.json").unlink()
+    write_json(unit_file(records, "u2", ".pending"), ["copies/in-2", "copies/not-yet"])
+    unit_file(records, "u2", ".json").unlink()
     with open_stage(sources) as stage:
         stage.map("mine", copy, units_of(sources, [0]))
     assert set(copies(sources)) == {"in-0"}
-    assert not list(records.glob("*.pending"))
+    assert not list(records.rglob("*.pending"))
+
+
+def test_the_files_of_90_000_units_lie_in_256_folders():
+    names = [f"segment-{n:05d}" for n in range(90_000)]
+    folders = Counter(unit_file(Path("mine"), name, ".json").parent for name in names)
+    assert len(folders) == 256 and max(folders.values()) < 2 * 90_000 / 256
 
 
 def test_the_manifest_digest_follows_the_files_alone(sources, tmp_path):

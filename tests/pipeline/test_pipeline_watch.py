@@ -18,6 +18,7 @@ from road import ROOT, command, run_good
 
 from pipeline.live import LivePage, Round, running_rounds
 from pipeline.outputs import write_json
+from pipeline.stage import unit_file
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -54,14 +55,15 @@ def test_a_running_round_is_told_from_its_records(tmp_path):
     """3 of 10 units were done before, 2 more in 40 seconds."""
     records = tmp_path / "records" / "near"
     for name in ("a", "b", "c", "d", "e"):
-        write_json(records / "sign" / f"{name}.json", {})
-    (records / "sign" / "f.error").write_text("broken")
-    (records / "sign" / "g.pending").write_text("[]")
+        write_json(unit_file(records / "sign", name, ".json"), {})
+    for name, suffix in (("f", ".error"), ("g", ".pending")):
+        write_json(unit_file(records / "sign", name, suffix), [])
     write_json(records / "config.json", {})
     assert running_rounds(tmp_path) == {"near": [Round("sign", 5, None, 1, None, None)]}
     write_json(records / "sign.plan", {"units": 10, "missing": 7, "begun": 1000})
     (records / "link").mkdir()
-    os.utime(records / "sign", (1040, 1040))
+    for n, part in enumerate((records / "sign").iterdir()):
+        os.utime(part, (1040 - n, 1040 - n))
     [sign, link] = running_rounds(tmp_path)["near"]
     assert sign == Round("sign", 5, 10, 1, 2 / 40, 100.0)
     assert link == Round("link", 0, None, 0, None, None)

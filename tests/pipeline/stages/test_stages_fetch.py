@@ -40,7 +40,7 @@ def hashed(out):
 
 
 def record_times(out):
-    return {path.name: path.stat().st_mtime_ns for path in (out / "records/hash/hash").glob("*.json")}
+    return {path.name: path.stat().st_mtime_ns for path in (out / "records/hash/hash").glob("*/*.json")}
 
 
 def pages(first, number, size=400):

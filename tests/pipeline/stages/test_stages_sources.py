@@ -10,7 +10,7 @@ import pytest
 from ccnet.schema import SOURCE_DOCUMENT
 from pipeline.config import load
 from pipeline.outputs import read_json
-from pipeline.stage import Stage, StageError
+from pipeline.stage import Stage, StageError, unit_file
 from pipeline.stages import SPECS
 from pipeline.stages import sources as stage_sources
 
@@ -101,7 +101,7 @@ def test_what_is_dropped_is_kept_on_request(tmp_path, given):
 def test_a_file_more_leaves_the_others_units_alone(tmp_path, given):
     out = tmp_path / "out"
     run(out, **given)
-    record = out / "records" / "sources" / "read" / "c4.00000.json"
+    record = unit_file(out / "records" / "sources" / "read", "c4.00000", ".json")
     before = record.stat().st_mtime_ns
     third = code(tmp_path / "3.jsonl", "e = 5\n")
     result = run(out, **given | {"github": [*given["github"], third]})
