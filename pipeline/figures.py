@@ -42,6 +42,8 @@ REASONS = {
     "language_score": "the language is not certain enough (language.threshold)",
     "language_not_kept": "the language is not in language.keep",
     "near_duplicate": "nearly the same as an earlier document",
+    "unlike_references": "less like the pages that Wikipedia cites than references.threshold",
+    "evaluation_set": "has a piece of an evaluation set (quality.evaluations)",
     "quality_rule": "a rule of quality.rules",
     "bucket": "a perplexity bucket that is not tokenized (tokenize.buckets)",
 }
@@ -239,6 +241,7 @@ def figures(out: Path, states: Mapping[str, StageState]) -> list[Section]:
         Section("languages", "Languages and buckets", _languages(results)),
         Section("perplexity", "Perplexity", _perplexity(results)),
         Section("quality", "Language scores and lengths", _scores(results, states)),
+        Section("references", "Likeness to cited pages", _references(results)),
         Section("duplicates", "Duplicated text", _duplicates(results)),
         Section("domains", "Domains", _domains(results)),
         Section("tokens", "Tokens", _tokens(results)),
@@ -534,6 +537,22 @@ def _scores(results: Mapping[str, Any], states: Mapping[str, StageState]) -> lis
         Chart("histogram", 0, (2, 3) if kept else (2,), logarithmic=True),
     )
     return [*result, lengths, Figure("scores-by-language", "Scores and lengths by language", columns, by_language, note)]
+
+
+def _references(results: Mapping[str, Any]) -> list[Figure]:
+    columns = columns_of(("threshold", "number"), ("precision", "share"), ("recall", "share"), ("others that stay", "share"))
+    figures = []
+    for language, model in sorted(results.get("references", {}).get("models", {}).items()):
+        trained, held_out = model["trained_on"], model["held_out"]
+        note = (
+            f"How well the classifier of {language} tells pages that Wikipedia cites from others of the same crawl: trained on"
+            f" {trained['cited']:,} and {trained['other']:,}, measured on {held_out['cited']:,} and {held_out['other']:,} that"
+            f" it has not seen; {model['best']} is the threshold with the highest F1."
+        )
+        rows = [[point[name] for name in ("threshold", "precision", "recall", "kept")] for point in model["curve"]]
+        chart = Chart("lines", 0, (1, 2, 3), marks=(("best", model["best"]),))
+        figures.append(Figure(f"references-{language}", f"Pages like cited ones, {language}", columns, rows, note, chart))
+    return figures
 
 
 def _quantile(histogram: Mapping[str, int], share: float) -> int:

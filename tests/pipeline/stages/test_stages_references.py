@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from road import run_bad, run_good
 
+from pipeline.figures import Run, figures
 from pipeline.outputs import read_json
 
 SEGMENTS = ("seg-00000.warc.wet.gz", "seg-00001.warc.wet.gz")
@@ -47,6 +48,13 @@ def test_pages_unlike_those_of_cited_hosts_go(shared_data: Path, tmp_path: Path)
     funnel = read_json(tmp_path / "records/regroup.json")["result"]["funnel"]["documents"]
     assert funnel["dropped"]["unlike_references"] > 0
     assert funnel["kept"] == len(kept)
+
+    sections = figures(tmp_path, Run(tmp_path).read())
+    [figure] = next(section.figures for section in sections if section.name == "references")
+    assert figure.rows[0][0] == 0.05 and len(figure.rows) == len(found["result"]["models"]["en"]["curve"]) == 19
+    assert f"{threshold} is the threshold" in figure.note
+    run_good("report", tmp_path, *crawl, *like, "report.samples=0")
+    assert "Pages like cited ones, en" in (tmp_path / "report.html").read_text()
 
     run_good("regroup", tmp_path, *crawl, *like, "references.threshold=0.9", "overwrite=true")
     stricter = read_json(tmp_path / "records/regroup.json")["result"]["funnel"]["documents"]
