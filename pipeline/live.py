@@ -52,7 +52,7 @@ class LivePage:
                 except (FileNotFoundError, json.JSONDecodeError):  # a stage that begins anew removes its records
                     sections = None
                 if sections is not None or not self._page:
-                    self._page = render(str(self._out), sections or [], refresh=self._every)
+                    self._page = render(self._out.resolve().name, sections or [], refresh=self._every)
                 self._made = time.monotonic()
             return self._page
 

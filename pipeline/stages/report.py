@@ -102,7 +102,7 @@ def write_page(outputs: Outputs, out: Path, sampled: list[str], faults: list[str
     if against:
         compared = [_section(read_json(unit_file(records / "compare", "compared", ".json"))["statistics"])]
     sections = figures(out, Run(out).read())
-    text = render(str(out), [*sections, *compared], pages, sampled, faults)
+    text = render(out.resolve().name, [*sections, *compared], pages, sampled, faults)
     outputs.path(PAGE).write_text(text, encoding="utf-8")
     return {"bytes": len(text.encode())}
 

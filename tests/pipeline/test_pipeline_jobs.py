@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from road import ROAD, ROOT, TINY, command, digest, run_good
+from road import ROOT, TINY, command, digest, run_good
 from slurm_cluster import Cluster
 
+from pipeline.config import load
 from pipeline.outputs import read_json
 
 pytestmark = pytest.mark.slow
 CLUSTER = ["executor=slurm_dev"]
+STAGES = load(TINY).stages
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +54,7 @@ def table(lines: list[str]) -> dict[str, dict[str, str]]:
     found = {}
     for line in lines[1:]:
         cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
-        if cells[0] in ROAD:
+        if cells[0] in STAGES:
             found[cells[0]] = dict(zip((name.strip() for name in names), cells, strict=True))
     return found
 
@@ -84,7 +86,7 @@ def test_the_whole_road_cancelled_on_the_way_and_submitted_again(local, slurm, t
 
     out = tmp_path / "out"
     said = jobs_good("submit", "all", out)
-    assert [line.split()[2].rstrip(":") for line in said] == ROAD
+    assert [line.split()[2].rstrip(":") for line in said] == STAGES
     again = jobs("submit", "all", out)
     assert again.returncode == 1 and "is still there (job " in again.stderr
     wait_for((out / "records/hash/hash.plan").exists)
@@ -98,9 +100,9 @@ def test_the_whole_road_cancelled_on_the_way_and_submitted_again(local, slurm, t
     assert said[0].split()[2:] == ["fetch:", str(out / "jobs/fetch.sbatch")] and said[1].split()[2] == "hash:"
     wait_for(lambda: not queue())
     rows = table(jobs_good("status", "all", out))
-    assert [row["state"] for row in rows.values()] == ["finished"] * len(ROAD), jobs_good("logs", "all", out)
-    assert {stage: digest(stage, out) for stage in ROAD if stage != "report"} == {
-        stage: digest(stage, local) for stage in ROAD if stage != "report"
+    assert [row["state"] for row in rows.values()] == ["finished"] * len(STAGES), jobs_good("logs", "all", out)
+    assert {stage: digest(stage, out) for stage in STAGES if stage != "report"} == {
+        stage: digest(stage, local) for stage in STAGES if stage != "report"
     }
     assert "3 units" in "\n".join(jobs_good("logs", "mine", out))
 
@@ -159,7 +161,7 @@ def test_a_node_that_dies_in_the_middle_of_a_stage(local, slurm, tmp_path):
 def test_a_dry_run_sends_and_writes_nothing(local, slurm, tmp_path):
     out = tmp_path / "out"
     said = "\n".join(jobs_good("submit", "all", out, "--dry-run"))
-    assert said.count("#!/bin/bash") == len(ROAD)
+    assert said.count("#!/bin/bash") == len(STAGES)
     assert "#SBATCH --dependency=afterok:JOB_OF_fetch" in said and "  executor=slurm_dev" in said
     assert not out.exists() and not slurm.run("squeue", "--noheader")
 
@@ -192,4 +194,4 @@ def test_status_of_a_run_without_slurm(local):
         text=True,
     )
     rows = table(done.stdout.splitlines())
-    assert list(rows) == ROAD and {row["state"] for row in rows.values()} == {"finished"}
+    assert list(rows) == STAGES and {row["state"] for row in rows.values()} == {"finished"}

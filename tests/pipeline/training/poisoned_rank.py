@@ -35,10 +35,10 @@ def poisoned(faults: dict[int, str]) -> type[Llama]:
 
 
 if __name__ == "__main__":
-    from pipeline.training import rank, trainer
+    from pipeline.training import engine, rank
 
     if os.environ["RANK"] == sys.argv[2]:
-        trainer.Llama = poisoned({int(n): what for n, what in (fault.split(":") for fault in sys.argv[3].split(","))})
+        engine.Llama = poisoned({int(n): what for n, what in (fault.split(":") for fault in sys.argv[3].split(","))})
     code = rank.main(Path(sys.argv[1]))
     sys.stdout.flush()
     os._exit(code)
