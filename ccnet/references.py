@@ -8,6 +8,7 @@ Source: LLaMA (arXiv 2302.13971, section 2.1: "a linear model to classify pages 
 sampled pages"); the model: Joulin et al., arXiv 1607.01759.
 """
 
+import functools
 import re
 import tempfile
 from collections import Counter
@@ -215,12 +216,15 @@ def _scores(model: Any, texts: Sequence[str]) -> np.ndarray:
     return scores
 
 
+_classifier = functools.cache(fasttext.load_model)  # a worker has many segments
+
+
 def score_segment(source: Path, target: Path, models: Mapping[str, Path]) -> dict[str, Any]:
     """Writes the score of every document of a mined segment (`SCORES`), row by row; null in languages without a model.
 
     Returns `documents` and `histogram`: {language: {score in hundredths: documents}}.
     """
-    loaded = {language: fasttext.load_model(str(path)) for language, path in models.items()}
+    loaded = {language: _classifier(str(path)) for language, path in models.items()}
     histogram: dict[str, Counter[str]] = {}
     documents = 0
     with pq.ParquetFile(source) as file, pq.ParquetWriter(target, SCORES, compression="zstd") as writer:

@@ -5,6 +5,7 @@ as many others, and scores all documents (`references/{segment}.parquet`). `regr
 `references.dumps` nothing is done.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,7 +119,10 @@ def score_file(segment: str) -> str:
 
 
 def _read(keys: Mapping[str, list[Path]]) -> dict[str, np.ndarray]:
-    return {
-        language: np.unique(np.concatenate([np.fromfile(path, np.uint64) for path in files]))
-        for language, files in keys.items()
-    }
+    return {language: _distinct(tuple(files)) for language, files in keys.items()}
+
+
+@functools.cache
+def _distinct(files: tuple[Path, ...]) -> np.ndarray:
+    """The keys of several dumps, read once in a worker, which has many segments."""
+    return np.unique(np.concatenate([np.fromfile(path, np.uint64) for path in files]))
