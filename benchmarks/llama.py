@@ -23,6 +23,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.machine import machine
 from model.config import ACTIVATIONS, LlamaConfig
+from model.convert.hugging_face import hugging_face_config
 from model.llama import Llama
 from model.loss import cross_entropy
 
@@ -136,15 +137,7 @@ def training(side: str, name: str) -> Callable[[], None]:
     torch.manual_seed(0)
     tokens_bt = torch.randint(config.vocab_size, (batch, sequence + 1))
     if side == "transformers":
-        their_config = TheirConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            intermediate_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            attn_implementation="sdpa",
-        )
+        their_config = TheirConfig.from_dict(hugging_face_config(config, None, 2), attn_implementation="sdpa")
         theirs = LlamaForCausalLM(their_config)
         model: nn.Module = theirs
         labels_bt = tokens_bt[:, :-1]  # shifted inside

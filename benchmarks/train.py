@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.machine import machine
 from model.config import LlamaConfig
+from model.convert.hugging_face import hugging_face_config
 from pipeline.training.devices import peak_flops, peak_memory
 
 GPU = torch.cuda.is_available()
@@ -155,16 +156,9 @@ def theirs(path: Path) -> list[float]:
             steps.note()
 
     model = LlamaForCausalLM(
-        TheirConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            intermediate_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            max_position_embeddings=config.max_sequence,
+        TheirConfig.from_dict(
+            {**hugging_face_config(config, None, 2), "use_cache": False},
             attn_implementation="sdpa",
-            use_cache=False,
         )
     )
     Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows], callbacks=[Clock()]).train()
