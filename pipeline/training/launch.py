@@ -155,7 +155,7 @@ class _Told:
     def __init__(self) -> None:
         self.mistake = self.stopped = ""
         self.lost: list[str] = []
-        self._exception = ""
+        self._exceptions: list[tuple[float, str]] = []  # when (seconds), and what
         self._failed: set[int] = set()
         self._nodes: dict[int, str] = {}
         self._rank = -1
@@ -163,7 +163,8 @@ class _Told:
     @property
     def failure(self) -> str:
         """The first that went wrong, and where: others fail because that one is gone."""
-        return self.lost[0] if self.lost else self.mistake or self._exception
+        first = min(self._exceptions, default=(0.0, ""))[1]  # the ranks' lines come in any order
+        return self.lost[0] if self.lost else self.mistake or first
 
     def hear(self, rank: int | None, text: str) -> str:
         """Takes a line; returns what kind of line a rank's is."""
@@ -178,7 +179,8 @@ class _Told:
         elif kind == "error":
             self.mistake = self.mistake or what
         elif kind == "failed":
-            self._exception = self._exception or f"{what}{self._place(rank)}"
+            when, _, exception = what.partition(" ")
+            self._exceptions.append((float(when), f"{exception}{self._place(rank)}"))
         elif kind == "stopped":
             self.stopped = self.stopped or what
         return kind

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -44,12 +45,13 @@ def main(path: Path) -> int:
         print(f"error: {_one_line(error)}", flush=True)
         return 1
     except Exception as error:
+        when = time.time()
         traceback.print_exc()
         if is_out_of_memory(error):
             told = out_of_memory(job.model, job.train, job.zero.stage, dist.get_world_size(), job.zero.offload)
             print(f"error: rank {rank} is out of memory: {told}", flush=True)
             return 1
-        print(f"failed: rank {rank}: {type(error).__name__}: {_one_line(error)}", flush=True)
+        print(f"failed: {when:.6f} rank {rank}: {type(error).__name__}: {_one_line(error)}", flush=True)
         return 1
     if step < job.train.steps and rank == 0:
         print(f"stopped: saved at step {step} of {job.train.steps}; the same command goes on from there", flush=True)
