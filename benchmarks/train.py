@@ -155,12 +155,8 @@ def theirs(path: Path) -> list[float]:
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             steps.note()
 
-    model = LlamaForCausalLM(
-        TheirConfig.from_dict(
-            {**hugging_face_config(config, None, 2), "use_cache": False},
-            attn_implementation="sdpa",
-        )
-    )
+    their_config = TheirConfig.from_dict(hugging_face_config(config, None, 2), attn_implementation="sdpa", use_cache=False)
+    model = LlamaForCausalLM(their_config)
     Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows], callbacks=[Clock()]).train()
     return steps.seconds()
 

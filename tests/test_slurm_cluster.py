@@ -52,7 +52,7 @@ def test_a_job_of_a_lost_node_is_requeued(slurm: Cluster, tmp_path: Path) -> Non
     wait_for(lambda: begun.exists() and begun.read_text())
     slurm.kill_node("n1")
     wait_for(lambda: "down" in slurm.run("sinfo", "-n", "n1", "-h", "-o", "%T"))
-    slurm.run("scontrol", "update", f"JobId={number}", "ReqNodeList=", "StartTime=now+5")
+    slurm.release(number, "ReqNodeList=")
     wait_for(lambda: "JobState=COMPLETED" in slurm.run("scontrol", "show", "job", number))
     assert begun.read_text() == "n1\nn2 1\n"
     slurm.start_node("n1")

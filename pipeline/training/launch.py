@@ -7,6 +7,7 @@ there is one for each rank, `logs/rank-*.txt`.
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import shutil
@@ -155,7 +156,7 @@ class _Told:
     def __init__(self) -> None:
         self.mistake = self.stopped = ""
         self.lost: list[str] = []
-        self._exceptions: list[tuple[float, str]] = []  # when (seconds), and what
+        self._exception = math.inf, ""  # when (seconds), and what: the first, as the ranks' lines come in any order
         self._failed: set[int] = set()
         self._nodes: dict[int, str] = {}
         self._rank = -1
@@ -163,8 +164,7 @@ class _Told:
     @property
     def failure(self) -> str:
         """The first that went wrong, and where: others fail because that one is gone."""
-        first = min(self._exceptions, default=(0.0, ""))[1]  # the ranks' lines come in any order
-        return self.lost[0] if self.lost else self.mistake or first
+        return self.lost[0] if self.lost else self.mistake or self._exception[1]
 
     def hear(self, rank: int | None, text: str) -> str:
         """Takes a line; returns what kind of line a rank's is."""
@@ -180,7 +180,7 @@ class _Told:
             self.mistake = self.mistake or what
         elif kind == "failed":
             when, _, exception = what.partition(" ")
-            self._exceptions.append((float(when), f"{exception}{self._place(rank)}"))
+            self._exception = min(self._exception, (float(when), f"{exception}{self._place(rank)}"))
         elif kind == "stopped":
             self.stopped = self.stopped or what
         return kind

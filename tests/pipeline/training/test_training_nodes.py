@@ -108,10 +108,9 @@ class Submitted:
     def wait_for_requeue(self) -> None:
         wait_for(lambda: (self.says("Restarts"), self.says("JobState")) == ("1", "PENDING") or self.has_ended())
         assert self.says("Restarts") == "1", self.log()
-        wait_for(lambda: self.says("Reason") == "BeginTime")  # Slurm lets it rest for two minutes
-        # A job that starts within a second of its requeue is refused: its old credential's revocation counts for the new one.
+        wait_for(lambda: self.says("Reason") == "BeginTime")
         # Slurm may tell it of its end a minute too early, which of two minutes leaves nothing; so it gets ten.
-        self.cluster.run("scontrol", "update", f"JobId={self.job}", "TimeLimit=10", "StartTime=now+5")
+        self.cluster.release(self.job, "TimeLimit=10")
 
     def log(self) -> str:
         """What is telling of both logs."""
