@@ -2,11 +2,13 @@
 
 `python -m benchmarks.train` prints two tables. The first has both trainers under DeepSpeed with the same shapes, batches,
 ZeRO stage and fused AdamW, two processes on a CPU, started in turns. The second has this project's loop, with everything that
-it does in a step, beside forward, backward, clipping and AdamW alone, in turns in one process. A figure is the median of all
-steps but the first of each start. On CPUs seconds are those of the processor, which other work on the machine disturbs little.
-On a GPU the shapes are 1.1B and 1.3B in bf16, and seconds those of the clock.
+it does in a step, beside forward, backward, clipping and AdamW alone, step by step in turns in one process; what is added is
+the median of its steps, each over the bare ones before and after it. Other figures are the median of all steps but the first
+of each start. On CPUs seconds are those of the processor, which other work on the machine disturbs less. On a GPU the shapes
+are 1.1B and 1.3B in bf16, and seconds those of the clock.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -15,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ DTYPE = "bf16" if GPU else "fp32"
 PROCESSES = 1 if GPU else 2
 ROUNDS = 2
 STEPS = 30 if GPU else 4
+TURNS = 30 if GPU else 20  # steps of the second table
 BILLION = {
     "1.1B": LlamaConfig(dim=2048, layers=22, heads=32, kv_heads=4, hidden=5632, max_sequence=4096),
     "1.3B": LlamaConfig(dim=2048, layers=24, heads=16, kv_heads=16, hidden=5504, max_sequence=4096),
@@ -72,7 +75,21 @@ class Steps(threading.Event):
         return [after - before for before, after in zip(self.times[1:-1], self.times[2:], strict=True)]
 
 
-def job_of(shape: str, folder: Path, processes: int, accumulation: int) -> Path:
+class Turns(Steps):
+    """Lets another loop go one step further whenever a loop comes by."""
+
+    def __init__(self, other: Iterator[None]) -> None:
+        super().__init__()
+        self._other = other
+
+    def is_set(self) -> bool:
+        self.note()
+        next(self._other)
+        self.note()
+        return False
+
+
+def job_of(shape: str, folder: Path, processes: int, accumulation: int, steps: int) -> Path:
     """A job of random tokens, written below `folder`, with `accumulation` micro-batches of a process a step."""
     from pipeline.tokens.shards import ShardFiles, Vocabulary, write_shard
     from pipeline.training.job import Job
@@ -80,19 +97,19 @@ def job_of(shape: str, folder: Path, processes: int, accumulation: int) -> Path:
 
     config, samples, sequence, _ = SHAPES[shape]
     files = ShardFiles.of(folder / "tokens")
-    ids = np.random.default_rng(0).integers(3, config.vocab_size, samples * sequence * accumulation * processes * (STEPS + 2))
+    ids = np.random.default_rng(0).integers(3, config.vocab_size, samples * sequence * accumulation * processes * (steps + 2))
     write_shard([ids], files.bin, files.idx, np.dtype("<u2"))
     Vocabulary("tokens", config.vocab_size, 2).write(files.meta)
     train = TrainConfig(
         sequence=sequence,
         micro_batch=samples,
         batch_tokens=samples * sequence * accumulation * processes,
-        steps=STEPS,
+        steps=steps,
         warmup_steps=1,
         dtype=DTYPE,
         processes=processes,
-        checkpoint_every=STEPS,
-        validate_every=10 * STEPS,
+        checkpoint_every=steps,
+        validate_every=10 * steps,
         log_every=10 if GPU else 1,
     )
     shards = {"crawl": ["tokens"]}
@@ -130,7 +147,7 @@ def theirs(path: Path) -> list[float]:
     deepspeed["zero_allow_untested_optimizer"] = True
     arguments = TrainingArguments(
         output_dir=str(path.parent / "theirs"),
-        max_steps=STEPS,
+        max_steps=train.steps,
         per_device_train_batch_size=train.micro_batch,
         gradient_accumulation_steps=train.accumulation(train.processes),
         deepspeed=deepspeed,
@@ -161,20 +178,19 @@ def theirs(path: Path) -> list[float]:
     return steps.seconds()
 
 
-def bare(path: Path) -> list[float]:
-    """The same job with nothing but forward, backward, clipping and AdamW."""
+def bare(path: Path) -> Iterator[None]:
+    """The same job with nothing but forward, backward, clipping and AdamW; stands still after every step."""
     from model.llama import Llama
     from pipeline.tokens.loader import Loader
     from pipeline.training.job import Job
 
-    job, steps = Job.read(path), Steps()
+    job = Job.read(path)
     train = job.train
     model = Llama(job.model, train.activations).to(DEVICE, torch.bfloat16 if GPU else torch.float32)
     model.init_weights(train.seed)
     adam = torch.optim.AdamW(model.parameters(), lr=train.lr, betas=(train.beta1, train.beta2), fused=True)
     loader = Loader({"crawl": [path.parent.parent / "tokens"]}, {"crawl": 1}, {}, train.sequence, train.seed)
     for step in range(train.steps):
-        steps.note()
         rows = torch.from_numpy(loader.batch(step * train.batch, train.batch)).to(DEVICE)
         for micro in rows.split(train.micro_batch):
             loss, _ = model(micro[:, :-1], micro[:, 1:])
@@ -182,10 +198,10 @@ def bare(path: Path) -> list[float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip)
         adam.step()
         adam.zero_grad()
-    return steps.seconds()
+        yield
 
 
-SIDES: dict[str, Callable[[Path], list[float]]] = {"this project": ours, "Trainer": theirs, "bare loop": bare}
+SIDES: dict[str, Callable[[Path], list[float]]] = {"this project": ours, "Trainer": theirs}
 
 
 def rank(side: str, path: Path) -> None:
@@ -205,7 +221,7 @@ def rank(side: str, path: Path) -> None:
 def start(side: str, shape: str) -> tuple[list[float], int]:
     """Seconds of the steps, the mean over the ranks, and the largest peak memory of a start under torchrun."""
     with tempfile.TemporaryDirectory() as name:
-        path = job_of(shape, Path(name), PROCESSES, SHAPES[shape][3])
+        path = job_of(shape, Path(name), PROCESSES, SHAPES[shape][3], STEPS)
         environment = os.environ | {"OMP_NUM_THREADS": "1", "LOCAL_SIZE": str(PROCESSES), "TRANSFORMERS_VERBOSITY": "error"}
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         if not GPU:
@@ -250,18 +266,20 @@ def overhead() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     torch.set_num_threads(1)
     from pipeline.training.engine import join_ranks
+    from pipeline.training.job import Job
+    from pipeline.training.trainer import train
 
     join_ranks()
     results = []
     for shape in SHAPES:
-        seconds: dict[str, list[float]] = {"bare loop": [], "this project": []}
-        for _ in range(ROUNDS):
-            for side in seconds:
-                with tempfile.TemporaryDirectory() as name:
-                    seconds[side] += SIDES[side](job_of(shape, Path(name), 1, 1))
-        medians = {side: statistics.median(times) for side, times in seconds.items()}
-        added = medians["this project"] / medians["bare loop"] - 1
-        results.append(f"{shape:12} {medians['bare loop']:22.3f} {medians['this project']:17.3f} {added:11.1%}")
+        with tempfile.TemporaryDirectory() as name:
+            path = job_of(shape, Path(name), 1, 1, TURNS)
+            turns = Turns(bare(path))
+            train(Job.read(path), path.parent, turns)
+        least, here = turns.seconds()[1::2], turns.seconds()[2::2]  # the first of the seconds is a first step
+        around = [(before + after) / 2 for before, after in itertools.pairwise(least)]
+        added = statistics.median(own / other for own, other in zip(here, around, strict=False)) - 1
+        results.append(f"{shape:12} {statistics.median(least):22.3f} {statistics.median(here):17.3f} {added:11.1%}")
     print("\nOne process             bare loop, s a step      this project       added")
     print(*results, sep="\n", flush=True)
     os._exit(0)

@@ -22,7 +22,7 @@ def cross_entropy(
     x_btd [..., dim] and weight_vd [vocabulary, dim] are of one floating type, labels_bt [...] int64. Returns (sum fp32
     scalar, count int64 scalar), both on the device of x; softmax and sum are in fp32 (fp64 where the input is). A chunk's
     logits take at most `chunk_bytes` (or are those of one token). The gradient of the weight is summed in fp32 before it
-    is cast to the weight's type.
+    is cast to the weight's type. Backward goes through a result once; a second time is autograd's error of a change in place.
     """
     wants_grad = torch.is_grad_enabled()
     loss_sum: Tensor = _CrossEntropy.apply(
@@ -87,9 +87,6 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x_nd, grad_weight_vd = ctx.saved_tensors
-        return (
-            None if grad_x_nd is None else (grad_x_nd * grad_loss).to(grad_x_nd.dtype),
-            None if grad_weight_vd is None else (grad_weight_vd * grad_loss).to(ctx.weight_dtype),
-            *(None,) * 5,
-        )
+        # Scaled where they are: the weight's is the largest gradient of a model. Autograd refuses a second backward then.
+        grad_x_nd, grad_weight_vd = (None if grad is None else grad.mul_(grad_loss) for grad in ctx.saved_tensors)
+        return grad_x_nd, None if grad_weight_vd is None else grad_weight_vd.to(ctx.weight_dtype), *(None,) * 5

@@ -89,8 +89,9 @@ class Saver:
                 shutil.rmtree(left)
         dist.barrier()
 
-    def save(self, state: State, job: dict[str, Any]) -> None:
-        """Begins to save `step-{state.step}`. Raises as `check`, for the save before too, which it waits for."""
+    def save(self, state: State, job: dict[str, Any], ends: bool = False) -> None:
+        """Begins to save `step-{state.step}`, or saves it where training `ends`, which needs no copy. Raises as `check`, for
+        the save before too, which it waits for."""
         self.finish()
         engine = self._engine
         if not _adam(engine).state:  # before the first step
@@ -102,7 +103,7 @@ class Saver:
             for kind, tensor in fragment.tensors.items()
         }
         manifest = {**dataclasses.asdict(state), "adam_step": _adam_step(engine), "parameters": _shapes(engine), "job": job}
-        if self._copies or _fits(tensors):
+        if not ends and (self._copies or _fits(tensors)):
             self._copy(tensors)
             self._thread = threading.Thread(target=self._write, args=(self._copies, manifest), name="saver", daemon=True)
             self._thread.start()

@@ -14,13 +14,13 @@ from torch import nn
 
 from model.config import LlamaConfig
 from model.llama import Block, Llama, initial_weight
+from pipeline.training import reduction
 from pipeline.training.settings import TrainConfig, ZeroConfig
 
 # An all-reduce for inference on CPUs, which DeepSpeed would compile in the first start: a start that is killed while torch's
 # lock on the build is held makes the next one wait for ever, and its buffers (67 MB a rank) stay in /dev/shm.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BUCKET = 500_000_000  # elements of a reduction: DeepSpeed's default, which it allocates however small the model is
 
 
 def join_ranks() -> None:
@@ -43,7 +43,8 @@ def deepspeed_config(train: TrainConfig, zero: ZeroConfig, world: int, parameter
         "gradient_accumulation_steps": train.accumulation(world),
         "gradient_clipping": train.clip,
         "bf16": {"enabled": train.dtype == "bf16", "check_grad_overflow": False},  # the guard does that
-        "zero_optimization": {"stage": zero.stage, "reduce_bucket_size": min(BUCKET, parameters)}
+        "zero_optimization": {"stage": zero.stage}
+        | reduction.configuration(zero.stage, parameters)
         | ({"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}} if zero.offload else {}),
         "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW is one kernel too, and has not to be compiled
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -90,10 +91,7 @@ def build_engine(model: nn.Module, train: TrainConfig, zero: ZeroConfig, world: 
         set_z3_leaf_modules(model, [Block])
     config = deepspeed_config(train, zero, world, sum(shape.numel() for shape in shapes.values()))
     engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=config)
-    if zero.stage == 0:  # DeepSpeed clips in the same way, but keeps the norm to itself
-        engine.clip_fp32_gradients = lambda: setattr(
-            engine, "_global_grad_norm", nn.utils.clip_grad_norm_(engine.module.parameters(), train.clip)
-        )
+    reduction.spare_copies(engine, train.clip)
     return engine
 
 

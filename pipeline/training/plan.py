@@ -15,7 +15,7 @@ from pipeline.training.devices import GPUS
 from pipeline.training.settings import TrainConfig
 
 CHUNK_BYTES = 24 << 20  # logits of a chunk: `model.loss.CHUNK_BYTES`
-BUCKET = 500_000_000  # elements of a reduction: `pipeline.training.engine.BUCKET`
+BUCKET = 1 << 22  # elements that are reduced together: `pipeline.training.reduction.BUCKET`
 LIVE = 1_000_000_000  # elements that ZeRO-3 keeps gathered: DeepSpeed's stage3_max_live_parameters
 
 
@@ -38,24 +38,26 @@ class Memory:
 
 @dataclass(frozen=True)
 class _Gradients:
-    """What DeepSpeed 0.19 holds beside weights and optimizer when it reduces gradients, in bytes: of each parameter, of each
-    of a rank's share of them, and of each element of a reduction (BUCKET at most). `kept`, of the first two, stays between
-    micro-batches."""
+    """What DeepSpeed 0.19 with `pipeline.training.reduction` holds beside weights and optimizer for a step's gradients, in
+    bytes: of each parameter, of each of a rank's share of them, of each element of a bucket (BUCKET at most), and of each of
+    the largest reduction. `kept` and `held`, of the first two, stay between micro-batches and between steps."""
 
     whole: int
     share: int
+    bucket: int
     reduced: int
     kept: tuple[int, int]
+    held: tuple[int, int] = (0, 0)
 
 
 GRADIENTS = {
-    ("fp32", 0): _Gradients(4, 0, 4, (4, 0)),  # .grad; a flat copy that is reduced
-    ("fp32", 1): _Gradients(4, 0, 4, (4, 0)),
-    ("fp32", 2): _Gradients(0, 4, 8, (0, 4)),  # the share's sums; .grad and a flat copy until they are reduced
-    ("fp32", 3): _Gradients(0, 4, 8, (0, 4)),
-    ("bf16", 1): _Gradients(6, 0, 4, (4, 0)),  # fp32 sums and .grad; an fp32 copy that is reduced
-    ("bf16", 2): _Gradients(0, 4, 8, (0, 4)),
-    ("bf16", 3): _Gradients(0, 4, 10, (0, 4)),
+    ("fp32", 0): _Gradients(4, 0, 4, 4, (4, 0)),  # .grad; a flat copy of what is reduced together
+    ("fp32", 1): _Gradients(4, 4, 4, 0, (4, 4), (0, 4)),  # .grad; the share; a bucket
+    ("fp32", 2): _Gradients(0, 4, 4, 0, (0, 4), (0, 4)),  # the share's sums; a bucket
+    ("fp32", 3): _Gradients(0, 4, 4, 0, (0, 4)),
+    ("bf16", 1): _Gradients(6, 0, 4, 4, (6, 0), (4, 0)),  # fp32 sums and .grad; a flat fp32 copy of what is reduced together
+    ("bf16", 2): _Gradients(0, 4, 2, 4, (0, 4)),  # the share's sums; a bucket, and an fp32 copy of what is reduced
+    ("bf16", 3): _Gradients(0, 4, 2, 4, (0, 4)),
 }
 STAGES = {"0": (0, False), "1": (1, False), "2": (2, False), "3": (3, False), "3_offload": (3, True)}  # name: stage, offload
 
@@ -76,25 +78,26 @@ def memory(
     """
     count, itemsize = model.parameter_count(), 2 if train.dtype == "bf16" else 4
     share, bucket = -(-count // world), min(BUCKET, count)
+    reduction = max(bucket, model.vocab_size * model.dim, model.dim * model.hidden)
     micro_batch = micro_batch or train.micro_batch
     tokens = micro_batch * train.sequence
-    accumulates = train.batch_tokens > tokens * world
     of = GRADIENTS[train.dtype, stage]
     weights = itemsize * (share if stage == 3 else count)
-    optimizer = 8 * count if stage == 0 else 12 * share
+    # In fp32, ZeRO-1 and 2 have no masters beside the weights.
+    optimizer = 8 * count if stage == 0 else (8 if train.dtype == "fp32" and stage < 3 else 12) * share
     gathered = itemsize * min(LIVE, count) if stage == 3 else 0
-    working = max(
-        tokens * working_bytes_per_token(model, activations, itemsize) + block_gradient_bytes(model, activations, itemsize),
-        loss_bytes(model, tokens, itemsize),
-    )
-    summed = (train.dtype, stage) != ("fp32", 2) or accumulates  # one micro-batch needs no sums there
-    kept = of.kept[0] * count + of.kept[1] * share if accumulates else 4 * count if (train.dtype, stage) == ("bf16", 1) else 0
-    gradients = of.whole * count + (of.share * share if summed else 0)
-    activation_bytes = tokens * model.activation_bytes_per_token(activations, itemsize) + working
-    buffers = of.reduced * bucket
-    several = count > BUCKET  # reductions, of which the first comes while most activations are there
-    start = Memory(weights, kept, optimizer, activation_bytes, gathered + (buffers if several else 0))
-    end = Memory(weights, gradients, optimizer, working if several else 0, gathered + buffers)
+    block = tokens * working_bytes_per_token(model, activations, itemsize) + block_gradient_bytes(model, activations, itemsize)
+    per_parameter, per_share = of.kept if train.batch_tokens > tokens * world else of.held
+    kept, gradients = per_parameter * count + per_share * share, of.whole * count + of.share * share
+    reducing = of.bucket * bucket + of.reduced * reduction
+    activation_bytes = tokens * model.activation_bytes_per_token(activations, itemsize)
+    activation_bytes += max(block, loss_bytes(model, tokens, itemsize))
+    if stage < 2:  # reduces when the backward is over
+        start = Memory(weights, kept, optimizer, activation_bytes, 0)
+        end = Memory(weights, gradients, optimizer, *((block, 0) if block > reducing else (0, reducing)))
+    else:
+        start = Memory(weights, kept, optimizer, activation_bytes, gathered + reducing)
+        end = Memory(weights, gradients, optimizer, max(block, itemsize * reduction), gathered + reducing)
     most = max(start, end, key=lambda phase: phase.total)
     if not offload:
         return most

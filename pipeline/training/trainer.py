@@ -100,7 +100,7 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
                 rows[-1] |= metrics_of(validation.result(sums))
             metrics.write(rows)
         if saves:
-            saver.save(checkpoint.State(step, sample, guard.state()), job.json())
+            saver.save(checkpoint.State(step, sample, guard.state()), job.json(), ends)
         saver.check()
         profile.after(step)
         if ends:

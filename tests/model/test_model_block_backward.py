@@ -265,14 +265,16 @@ def test_nothing_is_kept_without_gradients() -> None:
 
 def test_backward_twice() -> None:
     """As with autograd: right with retain_graph, an error without it."""
-    model = random_model(small(), "manual")
-    loss, _ = model(*batch(model.config))
-    parameters = list(model.parameters())
-    first = torch.autograd.grad(loss, parameters, retain_graph=True)
-    for again, before in zip(torch.autograd.grad(loss, parameters), first, strict=True):
+    layer = random_model(small(), "manual").layers[0]
+    assert isinstance(layer, Block)
+    x_btd = torch.randn(2, 5, 32, requires_grad=True)
+    loss = layer(x_btd, *rotary_tables(layer.attention.head_dim, 5, 1e4), None).sum()
+    inputs = [x_btd, *layer.parameters()]
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for again, before in zip(torch.autograd.grad(loss, inputs), first, strict=True):
         assert torch.equal(again, before)
     with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(loss, parameters)
+        torch.autograd.grad(loss, inputs)
 
 
 def test_weights_changed_before_the_backward_are_noticed() -> None:
