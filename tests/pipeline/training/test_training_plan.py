@@ -130,7 +130,7 @@ def test_activations_are_those_that_torch_allocates(activations: str, itemsize: 
     model_config = LlamaConfig(dim=256, layers=3, heads=4, kv_heads=2, hidden=704, vocab_size=256, max_sequence=256)
     model = Llama(model_config, activations).to(torch.bfloat16 if itemsize == 2 else torch.float32)
     model.init_weights(0)
-    tokens = torch.randint(256, (4, 257))
+    tokens = torch.randint(256, (8, 257))
 
     def step() -> None:
         loss, count = model(tokens[:, :-1], tokens[:, 1:])
@@ -143,7 +143,7 @@ def test_activations_are_those_that_torch_allocates(activations: str, itemsize: 
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"]
     took = max(itertools.accumulate(size for _, size in sorted(changes)))
-    train = train_config(1, 2, dtype="bf16" if itemsize == 2 else "fp32", sequence=256, micro_batch=4)
+    train = train_config(1, 2, dtype="bf16" if itemsize == 2 else "fp32", sequence=256, micro_batch=8)
     planned = memory(model_config, train, stage=1, world=1, activations=activations).activations
     assert planned == pytest.approx(took, rel=0.1)
 
