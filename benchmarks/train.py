@@ -4,8 +4,7 @@
 ZeRO stage and fused AdamW, two processes on a CPU, started in turns. The second has this project's loop, with everything that
 it does in a step, beside forward, backward, clipping and AdamW alone, step by step in turns in one process; what is added is
 the median of its steps, each over the bare ones before and after it. Other figures are the median of all steps but the first
-of each start. On CPUs seconds are those of the processor, which other work on the machine disturbs less. On a GPU the shapes
-are 1.1B and 1.3B in bf16, and seconds those of the clock.
+of each start. On a GPU the shapes are 1.1B and 1.3B in bf16.
 """
 
 import itertools
@@ -34,8 +33,8 @@ DEVICE = "cuda" if GPU else "cpu"
 DTYPE = "bf16" if GPU else "fp32"
 PROCESSES = 1 if GPU else 2
 ROUNDS = 2
-STEPS = 30 if GPU else 4
-TURNS = 30 if GPU else 20  # steps of the second table
+STEPS = 30 if GPU else 8
+TURNS = 30 if GPU else 12  # steps of the second table
 BILLION = {
     "1.1B": LlamaConfig(dim=2048, layers=22, heads=32, kv_heads=4, hidden=5632, max_sequence=4096),
     "1.3B": LlamaConfig(dim=2048, layers=24, heads=16, kv_heads=16, hidden=5504, max_sequence=4096),
@@ -55,7 +54,7 @@ SHAPES = (  # model, samples a micro-batch, sequence, micro-batches of a process
 
 
 class Steps(threading.Event):
-    """Notes the seconds whenever a loop comes by, as it does by asking whether it shall stop."""
+    """Notes the time whenever a loop comes by, as it does by asking whether it shall stop."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class Steps(threading.Event):
     def note(self) -> None:
         if GPU:
             torch.cuda.synchronize()
-        self.times.append(time.perf_counter() if GPU else time.process_time())
+        self.times.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
         """Of every step but the first and, for loops that ask at a step's start, the last."""

@@ -156,8 +156,10 @@ def logs(chain: Chain) -> Iterator[str]:
 def cancel(chain: Chain) -> Iterator[str]:
     """Cancels the stages' jobs, then their arrays; yields lines that say which."""
     stages = [stage["stage"] for stage in chain.stages]
-    jobs = {name: chain.submitted()[name]["job"] for name, state in _states(chain).items() if not state.ended}
-    sbatch.cancel({job for job in jobs.values()})
+    states = {name: state for name, state in _states(chain).items() if not state.ended}
+    jobs = {name: chain.submitted()[name]["job"] for name in states}
+    for waiting in (True, False):  # Slurm would drop what waits for a job that has ended, as not begun
+        sbatch.cancel({jobs[name] for name, state in states.items() if (state.state == "PENDING") == waiting})
     yield from (f"job {job}: {name}" for name, job in jobs.items())
     arrays = [path for stage in stages for path in chain.folder.glob(f"{stage}/*/*/job")]
     sbatch.cancel(path.read_text().strip() for path in arrays)

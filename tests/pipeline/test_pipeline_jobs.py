@@ -92,6 +92,7 @@ def test_the_whole_road_cancelled_on_the_way_and_submitted_again(local, slurm, t
     wait_for((out / "records/hash/hash.plan").exists)
     jobs_good("cancel", "all", out)
     wait_for(lambda: not queue())
+    wait_for(lambda: table(jobs_good("status", "all", out))["hash"]["state"] != "running")  # its process comes to its end
     rows = table(jobs_good("status", "all", out))
     assert rows["fetch"]["state"] == "finished" and rows["fetch"]["done"] == "3"
     assert rows["hash"]["state"] == rows["mine"]["state"] == "cancelled"
