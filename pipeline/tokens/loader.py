@@ -72,6 +72,11 @@ class Loader:
             stream.read(_starts(nth[places], stream.total, self.sequence, seed), rows, places)
         return rows
 
+    def counts(self, samples: int, skipped: Ranges = ()) -> dict[str, int]:
+        """How many of the first `samples` (> 0) samples of those that are left without `skipped` come from each source."""
+        ends = [(self.mixture.counts(first), self.mixture.counts(end)) for first, end in ranges_of(0, samples, skipped)]
+        return {source: sum(after[source] - before[source] for before, after in ends) for source in self.mixture.sources}
+
     def batches(self, slices: Iterable[tuple[int, int]], skipped: Ranges = ()) -> Generator[np.ndarray]:
         """`batch(first, count, skipped)` of each of the slices; the next one is prepared in a thread meanwhile. Closing the
         iterator (`contextlib.closing`) ends the thread."""

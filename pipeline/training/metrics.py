@@ -22,11 +22,11 @@ import math
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.progress import human_bytes, human_seconds
-from pipeline.tokens.mixture import Mixture
 from pipeline.training.devices import peak_flops, peak_memory
 from pipeline.training.job import Job
 
@@ -45,14 +45,17 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 class Metrics:
     """Gathers the metrics of a run that goes on after step `start` and `sample` samples; every rank has one, rank 0's writes to
-    `folder`. `mixture` is that of the loader, `device` cpu or cuda. All ranks make it together.
+    `folder`. `counts` says how many of the first so many samples come from each source, `device` is cpu or cuda. All ranks make
+    it together.
     """
 
-    def __init__(self, folder: Path, start: int, sample: int, job: Job, mixture: Mixture, device: str) -> None:
+    def __init__(
+        self, folder: Path, start: int, sample: int, job: Job, counts: Callable[[int], dict[str, int]], device: str
+    ) -> None:
         import torch
         import torch.distributed as dist
 
-        self._config, self._mixture, self._device = job.train, mixture, device
+        self._config, self._counts, self._device = job.train, counts, device
         self._flops_per_token = job.model.flops_per_token(job.train.sequence)
         self._added: list[tuple[int, int, float, Tensor, Tensor | float]] = []
         self._before = sample  # samples of the steps whose rows were told
@@ -117,7 +120,7 @@ class Metrics:
             }
             if not math.isnan(self._peak):
                 row["mfu"] = round(rate * self._flops_per_token / self._peak, 4)
-            for source, count in self._mixture.counts(sample).items():
+            for source, count in self._counts(sample).items():
                 row[f"share/{source}"] = round(count / sample, 6)
             rows.append(row)
         self._before = self._added[-1][1]

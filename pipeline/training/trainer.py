@@ -6,6 +6,7 @@ number of ranks. There is no randomness but the seeds of the first weights and o
 random states to restore.
 """
 
+import functools
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -52,7 +53,8 @@ def train(job: Job, folder: Path, stop: threading.Event) -> int:
             guard.roll_back(event, state.step, state.sample)
         guard.go_on(state.step, state.guard)
         batches = loader.batches(_slices(config, state.step, state.sample, rank, world), guard.skipped)
-        metrics = Metrics(folder, state.step, state.sample, job, loader.mixture, DEVICE)
+        counts = functools.partial(loader.counts, skipped=guard.skipped)
+        metrics = Metrics(folder, state.step, state.sample, job, counts, DEVICE)
         return state.step, state.sample, metrics, batches
 
     step, sample, metrics, batches = go_on(newest)

@@ -382,6 +382,15 @@ def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
+@pytest.mark.parametrize("skipped", [(), [(0, 1)], [(3, 40), (41, 90), (700, 5000)]])
+def test_counts_are_those_of_the_samples_that_are_left(write: Write, skipped: list[tuple[int, int]]) -> None:
+    loader = mixed(write)
+    for samples in (1, 3, 4, 200, 1500):
+        source = (loader.batch(0, samples, skipped)[:, 0] - 1000) // 5000
+        expected = dict(zip(("crawl", "books", "wiki"), np.bincount(source, minlength=3).tolist(), strict=True))
+        assert loader.counts(samples, skipped) == expected
+
+
 def test_batches_are_those_of_a_rank_and_their_thread_ends(write: Write) -> None:
     loader = mixed(write)
     with contextlib.closing(loader.batches((first, 3) for first in itertools.count(7, 12))) as batches:

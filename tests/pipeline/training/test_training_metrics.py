@@ -31,7 +31,7 @@ JOB = Job(LlamaConfig(), TRAIN, ZeroConfig(), MixtureConfig({"crawl": 3, "books"
 
 
 def made(folder: Path, start: int) -> Metrics:
-    return Metrics(folder, start, start * TRAIN.batch, JOB, Mixture(JOB.mixture.shares, {"books": 5}), "cpu")
+    return Metrics(folder, start, start * TRAIN.batch, JOB, Mixture(JOB.mixture.shares, {"books": 5}).counts, "cpu")
 
 
 def steps(folder: Path) -> list[int]:
