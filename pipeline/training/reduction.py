@@ -1,8 +1,8 @@
 """What DeepSpeed does between backward and Adam, without its copies: the reduction of gradients, their norm, the fp32 weights.
 
 DeepSpeed 0.19 copies all gradients into a bucket as large as the model, those of a rank's share once more, and in fp64 for
-their norm; with fp32 weights it keeps a second copy of the share. On CPUs these copies take up to a quarter of a step, on GPUs
-memory. The mathematics stays: tests compare losses and norms with plain PyTorch's.
+their norm; with fp32 weights it keeps a second copy of the share. The copies take memory, and on a CPU up to a quarter of a
+step. The mathematics stays: tests compare losses and norms with plain PyTorch's.
 """
 
 import functools
@@ -88,7 +88,7 @@ def _share_weights(optimizer: DeepSpeedZeroOptimizer) -> None:
     optimizer._link_all_hp_params()  # else the parameters hold the copies
 
 
-def _gather_in_place(groups_flat: list[Tensor], partitioned_param_groups: list[list[Tensor]], **_: Any) -> None:
+def _gather_in_place(partitioned_param_groups: list[list[Tensor]], **_: Any) -> None:
     """Every rank's share of the weights to all ranks. gloo's own all-gather goes by way of a copy of all weights."""
     on_the_way = [
         dist.broadcast(share, rank, async_op=True) for shares in partitioned_param_groups for rank, share in enumerate(shares)
