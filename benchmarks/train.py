@@ -119,17 +119,16 @@ def job_of(shape: str, folder: Path, processes: int, accumulation: int, steps: i
     return path
 
 
-def ours(path: Path) -> list[float]:
+def ours(path: Path, steps: Steps) -> list[float]:
     """Seconds of the steps of a job that is trained by this project in this rank."""
     from pipeline.training.job import Job
     from pipeline.training.trainer import train
 
-    job, steps = Job.read(path), Steps()
-    train(job, path.parent, steps)
+    train(Job.read(path), path.parent, steps)
     return steps.seconds()
 
 
-def theirs(path: Path) -> list[float]:
+def theirs(path: Path, steps: Steps) -> list[float]:
     """The same job by Hugging Face's Trainer, with the DeepSpeed configuration that ours has."""
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -138,7 +137,7 @@ def theirs(path: Path) -> list[float]:
     from pipeline.training.engine import deepspeed_config
     from pipeline.training.job import Job
 
-    job, steps = Job.read(path), Steps()
+    job = Job.read(path)
     config, train = job.model, job.train
     tokens = Shard(path.parent.parent / "tokens").tokens.astype(np.int64)
     rows = [torch.from_numpy(tokens[at : at + train.sequence]) for at in range(0, len(tokens) - train.sequence, train.sequence)]
@@ -200,7 +199,7 @@ def bare(path: Path) -> Iterator[None]:
         yield
 
 
-SIDES: dict[str, Callable[[Path], list[float]]] = {"this project": ours, "Trainer": theirs}
+SIDES: dict[str, Callable[[Path, Steps], list[float]]] = {"this project": ours, "Trainer": theirs}
 
 
 def rank(side: str, path: Path) -> None:
@@ -210,7 +209,7 @@ def rank(side: str, path: Path) -> None:
         from pipeline.training.engine import join_ranks
 
         join_ranks()
-    seconds = SIDES[side](path)
+    seconds = SIDES[side](path, Steps())
     told = {"seconds": seconds, "memory": peak_memory(DEVICE)}
     (path.parent / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(told))
     sys.stdout.flush()
@@ -265,17 +264,14 @@ def overhead() -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     torch.set_num_threads(1)
     from pipeline.training.engine import join_ranks
-    from pipeline.training.job import Job
-    from pipeline.training.trainer import train
 
     join_ranks()
     results = []
     for shape in SHAPES:
         with tempfile.TemporaryDirectory() as name:
             path = job_of(shape, Path(name), 1, 1, TURNS)
-            turns = Turns(bare(path))
-            train(Job.read(path), path.parent, turns)
-        least, here = turns.seconds()[1::2], turns.seconds()[2::2]  # the first of the seconds is a first step
+            seconds = ours(path, Turns(bare(path)))
+        least, here = seconds[1::2], seconds[2::2]  # the first of the seconds is a first step
         around = [(before + after) / 2 for before, after in itertools.pairwise(least)]
         added = statistics.median(own / other for own, other in zip(here, around, strict=False)) - 1
         results.append(f"{shape:12} {statistics.median(least):22.3f} {statistics.median(here):17.3f} {added:11.1%}")

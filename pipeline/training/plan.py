@@ -74,7 +74,8 @@ def memory(
 ) -> Memory:
     """The most that a rank of `world` holds at a time, with `micro_batch` samples of train.sequence, or train.micro_batch.
 
-    That is either at the start of a backward, when all activations are kept, or at its end, when all gradients are there.
+    That is at the start of a backward, when all activations are kept, at its end, when all gradients are there, or when these
+    are reduced.
     """
     count, itemsize = model.parameter_count(), 2 if train.dtype == "bf16" else 4
     share, bucket = -(-count // world), min(BUCKET, count)
@@ -93,12 +94,17 @@ def memory(
     activation_bytes = tokens * model.activation_bytes_per_token(activations, itemsize)
     activation_bytes += max(block, loss_bytes(model, tokens, itemsize))
     if stage < 2:  # reduces when the backward is over
-        start = Memory(weights, kept, optimizer, activation_bytes, 0)
-        end = Memory(weights, gradients, optimizer, *((block, 0) if block > reducing else (0, reducing)))
+        phases = [
+            Memory(weights, kept, optimizer, activation_bytes, 0),
+            Memory(weights, gradients, optimizer, block, 0),
+            Memory(weights, gradients, optimizer, 0, reducing),
+        ]
     else:
-        start = Memory(weights, kept, optimizer, activation_bytes, gathered + reducing)
-        end = Memory(weights, gradients, optimizer, max(block, itemsize * reduction), gathered + reducing)
-    most = max(start, end, key=lambda phase: phase.total)
+        phases = [
+            Memory(weights, kept, optimizer, activation_bytes, gathered + reducing),
+            Memory(weights, gradients, optimizer, max(block, itemsize * reduction), gathered + reducing),
+        ]
+    most = max(phases, key=lambda phase: phase.total)
     if not offload:
         return most
     host = of.share * share
